@@ -1,0 +1,1 @@
+"""Who looks at what, and how each thinks: juniors, strategist, supervisor, and the policies behind them."""

@@ -1,0 +1,1 @@
+"""How good was the reasoning, and what is it worth: judges, consensus, rewards."""

@@ -1,0 +1,1 @@
+"""One decision from snapshot to outcome: coordinator, execution, the trading cycle."""

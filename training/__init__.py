@@ -1,0 +1,1 @@
+"""From experiences to a better adapter: datasets, training runs, gate, registry, learning loop."""

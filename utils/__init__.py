@@ -1,0 +1,1 @@
+"""Shared kernel: domain schema, clock, settings, identities, errors. Imports nothing else of this project."""

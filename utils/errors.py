@@ -1,0 +1,64 @@
+"""Faults of the system, one type for each reaction.
+
+Every module raises these and nothing broader; the docstring of a type names what the caller does about it. Used by all
+packages. Never caught wholesale: a fault nobody expects must reach the supervision and be seen.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SystemFault(Exception):
+    """Root of every fault that the system raises on purpose."""
+
+
+class ConfigError(SystemFault):
+    """A setting is wrong. Reaction: one line that names the field and the remedy, exit code 2, no side effect."""
+
+
+class ComponentStartError(SystemFault):
+    """An enabled part cannot start (port in use, database away, second orchestrator). Reaction: exit code 3."""
+
+
+class DataUnavailable(SystemFault):
+    """There is no data for the question. Reaction: the asking agent abstains."""
+
+
+class FeedDataError(SystemFault):
+    """A record from a feed is malformed. Reaction: skip it, count it, log file and line."""
+
+
+class ProviderError(SystemFault):
+    """A model provider failed. Reaction: fall back to rules, visible in the policy field."""
+
+
+class LibraryUnavailable(SystemFault):
+    """The experience library cannot be reached. Reaction: writes wait or are spooled, reads fail."""
+
+
+class LibraryConflict(SystemFault):
+    """Other content is stored under the same identity. Reaction: refuse; never overwrite silently."""
+
+
+class JudgeError(SystemFault):
+    """A judge gave no usable grade. Reaction: it is excluded and counted; no score is invented."""
+
+
+class RiskRejected(SystemFault):
+    """A risk gate refused an order. Reaction: no order; the refusal is an event with its reason."""
+
+
+class TrainingFailed(SystemFault):
+    """A training run failed. Reaction: the champion stays, the trigger is not consumed, retry with back-off."""
+
+
+class LookAheadError(SystemFault):
+    """Something asked for data that was not available yet. Reaction: stop; a result built on it is worthless."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word closest to `word`, or an empty string if none is close."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,403 @@
+"""The configuration of a run: one frozen, documented model, filled from flags, environment, YAML and defaults.
+
+Precedence: constructor argument or flag > environment (and `.env`) > ``config/system.yaml`` > default. A misspelt or
+impossible setting is a `ConfigError` that names the field and the nearest valid one. Nothing is read at import time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from utils.errors import ConfigError, nearest
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+DEFAULT_CONFIG_PATH = Path("config/system.yaml")
+_PLACEHOLDER = re.compile(r"^(your[_-].*|changeme|xxx+|<.*>)$", re.IGNORECASE)
+_SYMBOL = re.compile(r"^[A-Z0-9][A-Z0-9.\-]{0,19}$")
+_DURATION = re.compile(r"^(\d+)\s*(d|min)$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AgentSettings(_Section):
+    """One agent of the workflow."""
+
+    enabled: bool = True
+    timeout_s: Positive = 10.0
+
+
+class DecisionSettings(_Section):
+    """When a decision is taken and how long it is given to come true."""
+
+    cadence: str = Field("daily_close", description="daily_close; Nmin and on_bar need a live feed")
+    horizon: str = Field("5d", description="sessions (5d) or minutes (30min) until the outcome")
+
+    @field_validator("cadence")
+    @classmethod
+    def _known_cadence(cls, value: str) -> str:
+        if value not in ("daily_close", "on_bar") and not re.match(r"^\d+min$", value):
+            raise ValueError("must be daily_close, on_bar or a number of minutes such as 15min")
+        return value
+
+    @field_validator("horizon")
+    @classmethod
+    def _known_horizon(cls, value: str) -> str:
+        match = _DURATION.match(value)
+        if not match or int(match.group(1)) < 1:
+            raise ValueError("must be sessions such as 5d or minutes such as 30min")
+        return value
+
+    @property
+    def horizon_sessions(self) -> int:
+        """The horizon in sessions.
+
+        Raises
+        ------
+        ConfigError
+            If it is given in minutes: bars of a session cannot settle it.
+        """
+        count, unit = re.findall(r"^(\d+)\s*(\w+)$", self.horizon)[0]
+        if unit != "d":
+            raise ConfigError(f"decision.horizon: {self.horizon!r} needs bars of a minute; daily bars settle sessions, for example 5d")
+        return int(count)
+
+
+class RiskSettings(_Section):
+    """Limits of the risk gates, fractions of equity."""
+
+    max_drawdown: Fraction = 0.15
+    max_daily_loss: Fraction = 0.02
+    max_position_size: Fraction = 0.10
+    max_symbol_concentration: Fraction = 0.20
+    max_gross_leverage: Positive = 1.0
+
+
+class ExecutionSettings(_Section):
+    """The paper broker: costs in basis points of the traded value, cash in USD."""
+
+    initial_cash: Positive = 100_000.0
+    commission_bps: NonNegative = 1.0
+    half_spread_bps: NonNegative = 2.0
+    slippage_bps: NonNegative = 5.0
+    participation: Annotated[float, Field(gt=0, le=1)] = 0.025
+    interest_rate: NonNegative = 0.0
+    allow_shorting: bool = False
+    rebalance_band: Fraction = Field(0.25, description="a held position is left alone within this share of its target")
+
+    @field_validator("allow_shorting")
+    @classmethod
+    def _long_only(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("the paper broker trades long only; leave it false")
+        return value
+
+    @property
+    def one_way_cost(self) -> float:
+        """What one trade costs, as a fraction of its value."""
+        return (self.commission_bps + self.half_spread_bps + self.slippage_bps) / 1e4
+
+
+class BudgetSettings(_Section):
+    """What hosted models may cost."""
+
+    usd_per_day: NonNegative = 5.0
+
+
+class JudgeSettings(_Section):
+    """The panel: deadline in seconds, scores 0..100, and the judges' weight in the reward."""
+
+    deadline_s: Positive = 20.0
+    quorum: Annotated[int, Field(ge=1)] = 2
+    disagreement_threshold: NonNegative = 20.0
+    weight: Fraction = 0.2
+
+
+class WorkflowSettings(_Section):
+    """Thresholds of the workflow's rewriting rules."""
+
+    mode: Literal["adaptive", "sequential"] = "adaptive"
+    low_confidence_threshold: Fraction = 0.5
+    very_low_confidence: Fraction = 0.3
+    agreement_confidence: Fraction = 0.7
+    max_latency_ms: Positive = 5000.0
+
+
+class FeedSettings(_Section):
+    """The stream: how many instants may wait, and the exchange whose sessions count."""
+
+    queue: Annotated[int, Field(ge=1)] = 10_000
+    calendar: str = "XNYS"
+
+
+class LearningSettings(_Section):
+    """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
+
+    sft_agents: tuple[Literal["technical"], ...] = Field(("technical",), description="juniors that are fine-tuned")
+    holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
+    holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
+    base_model: str = Field("builtin:tiny", description="builtin:tiny or a folder with a Hugging Face model")
+    train_timeout_s: Positive = 3600.0
+
+
+# field -> environment variable; every secret may also come from a file named by VARIABLE_FILE
+ENVIRONMENT: dict[str, str] = {
+    "finnhub_api_key": "FINNHUB_API_KEY",
+    "polygon_api_key": "POLYGON_API_KEY",
+    "anthropic_api_key": "ANTHROPIC_API_KEY",
+    "openai_api_key": "OPENAI_API_KEY",
+    "gemini_api_key": "GEMINI_API_KEY",
+    "learning_check_interval_hours": "LEARNING_CHECK_INTERVAL",
+    "sft_min_trajectories": "SFT_MIN_TRAJECTORIES",
+    "rl_min_trajectories": "RL_MIN_TRAJECTORIES",
+    "metrics_port": "METRICS_PORT",
+    "metrics_host": "METRICS_HOST",
+    "health_check_interval_seconds": "HEALTH_CHECK_INTERVAL",
+    "db_host": "DB_HOST",
+    "db_port": "DB_PORT",
+    "db_name": "DB_NAME",
+    "db_user": "DB_USER",
+    "db_password": "DB_PASSWORD",
+    "database_url": "DATABASE_URL",
+    "data_dir": "DATA_DIR",
+    "model_cache_dir": "MODEL_CACHE_DIR",
+    "log_level": "LOG_LEVEL",
+}
+_SECRETS = tuple(name for name in ENVIRONMENT if name.endswith("_api_key")) + ("db_password", "database_url")
+PROVIDERS = ("finnhub", "polygon", "anthropic", "openai", "gemini")
+
+
+class OrchestratorConfig(BaseModel):
+    """Everything a run depends on. Arguments win over environment, environment over YAML, YAML over these defaults.
+
+    Raises
+    ------
+    ConfigError
+        On an unknown field, a value of the wrong type or out of range, an unreadable file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enable_streaming: bool = True
+    enable_learning_loop: bool = True
+    enable_monitoring: bool = True
+    streaming_symbols: tuple[str, ...] = ("AAPL", "MSFT", "GOOGL")
+    finnhub_api_key: SecretStr | None = None
+    polygon_api_key: SecretStr | None = None
+    anthropic_api_key: SecretStr | None = None
+    openai_api_key: SecretStr | None = None
+    gemini_api_key: SecretStr | None = None
+    learning_check_interval_hours: Positive = 6.0
+    sft_min_trajectories: Annotated[int, Field(ge=1)] = 100
+    rl_min_trajectories: Annotated[int, Field(ge=1)] = 500
+    sft_retrain_interval_hours: NonNegative = 24.0
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    metrics_host: str = "127.0.0.1"
+    health_check_interval_seconds: Positive = 60.0
+    db_host: str | None = None
+    db_port: Annotated[int, Field(ge=1, le=65535)] = 5432
+    db_name: str = "trading_experience"
+    db_user: str = "postgres"
+    db_password: SecretStr = SecretStr("postgres")
+    database_url: SecretStr | None = None
+    config_path: Path | None = None
+    feed: Literal["auto", "finnhub", "polygon", "replay", "simulated"] = "auto"
+    replay_dir: str = "sample"
+    replay_start: date | None = None
+    replay_end: date | None = None
+    replay_speed: str = "max"
+    data_dir: Path = Path("var")
+    model_cache_dir: Path | None = None
+    agents: Literal["auto", "rules", "local", "anthropic", "openai", "gemini"] = "auto"
+    judges: str = "auto"
+    exit_when_done: bool = False
+    summary_json: Path | None = None
+    decisions_jsonl: Path | None = None
+    record: Path | None = None
+    fresh: bool = False
+    history_dir: Path | None = None
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    random_state: Annotated[int, Field(ge=0)] = 42
+    agent_settings: dict[Literal["news", "technical", "fundamental", "strategist", "validator"], AgentSettings] = {}
+    decision: DecisionSettings = DecisionSettings()
+    risk: RiskSettings = RiskSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    budget: BudgetSettings = BudgetSettings()
+    judge: JudgeSettings = JudgeSettings()
+    workflow: WorkflowSettings = WorkflowSettings()
+    feed_settings: FeedSettings = FeedSettings()
+    learning: LearningSettings = LearningSettings()
+
+    def __init__(self, **arguments: Any) -> None:
+        path = arguments.get("config_path")
+        merged = {**_from_yaml(path), **_from_environment(), **_without_placeholders(arguments)}
+        try:
+            super().__init__(**merged)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(item) for item in error.errors(include_url=False))) from None
+
+    @field_validator("streaming_symbols", mode="before")
+    @classmethod
+    def _symbols(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else list(value)
+        names = [str(name).upper() for name in names]
+        for name in names:
+            if not _SYMBOL.match(name):
+                raise ValueError(f"{name!r} is not a ticker symbol: letters, digits, '.' and '-', at most 20")
+        if not names:
+            raise ValueError("name at least one symbol, for example AAPL")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("replay_start", "replay_end", mode="before")
+    @classmethod
+    def _date_or_none(cls, value: Any) -> Any:
+        return None if value in ("first", "last") else value
+
+    @field_validator("replay_speed", mode="before")
+    @classmethod
+    def _speed(cls, value: Any) -> str:
+        text = str(value)
+        try:
+            valid = text == "max" or 0 < float(text) < float("inf")
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError("must be max or a positive number of times real time, for example 3600")
+        return text
+
+    @field_validator("db_host", mode="before")
+    @classmethod
+    def _empty_host(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _period(self) -> OrchestratorConfig:
+        if self.replay_start and self.replay_end and self.replay_end < self.replay_start:
+            raise ValueError(f"replay_end {self.replay_end} lies before replay_start {self.replay_start}")
+        return self
+
+    @property
+    def uses_embedded_database(self) -> bool:
+        """Whether the database is ours to start: neither DB_HOST nor DATABASE_URL names one."""
+        return self.db_host is None and self.database_url is None
+
+    def agent(self, name: str) -> AgentSettings:
+        """Return the settings of one agent, the defaults where none are given."""
+        return {str(key): value for key, value in self.agent_settings.items()}.get(name, AgentSettings())
+
+    def masked(self) -> dict[str, Any]:
+        """Return the effective configuration as JSON values, secrets masked, for people and /status."""
+        values = self.model_dump(mode="json")
+        for name in _SECRETS:
+            if getattr(self, name) is not None:
+                values[name] = "********"
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decisions depend on: the configuration without places, ports, secrets and output files."""
+        irrelevant = {
+            "metrics_port", "metrics_host", "health_check_interval_seconds", "db_host", "db_port", "db_name", "db_user",
+            "config_path", "replay_dir", "replay_speed", "data_dir", "model_cache_dir", "exit_when_done",
+            "summary_json", "decisions_jsonl", "record", "fresh", "history_dir", "log_format", "log_level",
+            "enable_monitoring", *_SECRETS,
+        }  # fmt: skip
+        return self.model_dump(mode="json", exclude=irrelevant)
+
+
+def _from_yaml(path: Any) -> dict[str, Any]:
+    """Return the fields that the YAML file sets; its sections agents and feed hold a policy or source beside settings."""
+    chosen = Path(path) if path else DEFAULT_CONFIG_PATH
+    if not chosen.is_file():
+        if path:
+            raise ConfigError(f"config_path: there is no file {str(path)!r}; give the path of a YAML file")
+        return {}
+    try:
+        content = yaml.safe_load(chosen.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{chosen}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{chosen}: the file must hold keys and values at its top level")
+    for section, settings, choice in (("agents", "agent_settings", "policy"), ("feed", "feed_settings", "source")):
+        value = content.get(section)
+        if isinstance(value, dict):
+            value = dict(value)
+            del content[section]
+            if choice in value:
+                content[section] = value.pop(choice)
+            content[settings] = value
+    return {str(key): value for key, value in content.items() if value is not None}
+
+
+def _from_environment() -> dict[str, Any]:
+    """Return the fields that the environment sets, `.env` in the working directory included (the environment wins)."""
+    values: Mapping[str, str | None] = {**dotenv_values(".env"), **os.environ} if Path(".env").is_file() else os.environ
+    found: dict[str, Any] = {}
+    for name, variable in ENVIRONMENT.items():
+        text = values.get(variable)
+        file = values.get(f"{variable}_FILE")
+        if not text and file and name in _SECRETS:
+            try:
+                text = Path(file).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ConfigError(f"{variable}_FILE: cannot read {file!r}: {error.strerror}") from None
+        if text:
+            found[name] = text
+    return _without_placeholders(found)
+
+
+def _without_placeholders(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without keys that still hold a placeholder such as ``your_key``."""
+    from utils.logs import logger
+
+    kept = {}
+    for name, value in values.items():
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if name.endswith("_api_key") and isinstance(text, str) and _PLACEHOLDER.match(text.strip()):
+            logger.warning("%s holds the placeholder %r and counts as unset", ENVIRONMENT[name], text)
+            continue
+        kept[name] = value
+    return kept
+
+
+def _explain(item: Any) -> str:
+    """Return one validation error as a sentence that names the field, the fault and the remedy."""
+    location = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = (str(part) for part in item["loc"])
+        return f"unknown key {location!r}{nearest(key, _known_keys(parents))}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = "" if isinstance(value, dict) or value is None or item["loc"][:1] and item["loc"][0] in _SECRETS else f" (got {value!r})"
+    return f"{location}: {message}{shown}" if location else message
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    """Return the field names of the section that `parents` leads to."""
+    if parents and parents[0] == "agent_settings":
+        return list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+    model: type[BaseModel] = OrchestratorConfig
+    for name in parents:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
