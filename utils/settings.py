@@ -72,7 +72,9 @@ class DecisionSettings(_Section):
         """
         count, unit = re.findall(r"^(\d+)\s*(\w+)$", self.horizon)[0]
         if unit != "d":
-            raise ConfigError(f"decision.horizon: {self.horizon!r} needs bars of a minute; daily bars settle sessions, for example 5d")
+            raise ConfigError(
+                f"decision.horizon: {self.horizon!r} needs bars of a minute; daily bars settle sessions, for example 5d"
+            )
         return int(count)
 
 
@@ -386,14 +388,20 @@ def _explain(item: Any) -> str:
         return f"unknown key {location!r}{nearest(key, _known_keys(parents))}"
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
-    shown = "" if isinstance(value, dict) or value is None or item["loc"][:1] and item["loc"][0] in _SECRETS else f" (got {value!r})"
+    shown = (
+        ""
+        if isinstance(value, dict) or value is None or (item["loc"][:1] and item["loc"][0] in _SECRETS)
+        else f" (got {value!r})"
+    )
     return f"{location}: {message}{shown}" if location else message
 
 
 def _known_keys(parents: list[str]) -> list[str]:
     """Return the field names of the section that `parents` leads to."""
     if parents and parents[0] == "agent_settings":
-        return list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+        return (
+            list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+        )
     model: type[BaseModel] = OrchestratorConfig
     for name in parents:
         annotation = model.model_fields[name].annotation if name in model.model_fields else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
+from data_pipeline.calendar import ExchangeCalendar
 from utils.schema import Instant, MarketUpdate
 
 
@@ -31,6 +32,8 @@ class MarketFeed(Protocol):
         How many instants `instants` yields from the start, None for a live feed.
     rejected : dict of str to int
         Number of rejected records by reason.
+    calendar : ExchangeCalendar
+        The exchange whose sessions the instants follow.
     """
 
     name: str
@@ -38,6 +41,7 @@ class MarketFeed(Protocol):
     symbols: tuple[str, ...]
     total_instants: int | None
     rejected: dict[str, int]
+    calendar: ExchangeCalendar
 
     def history(self) -> Iterator[MarketUpdate]:
         """Yield what was available before the first instant, in order of `available_at`, for warming up."""

@@ -20,8 +20,8 @@ class Bar:
     """One session of one symbol, prices in USD as they were quoted that day.
 
     `adj_factor` is the day-on-day move of the adjusted close divided by that of the close: 1 on an ordinary day, the
-    split ratio on the day of a split, 1 + dividend/price on an ex-dividend day (None where the feed has no adjusted
-    close). `factor_tolerance` is the rounding error that the printed digits leave in it.
+    split ratio on the day of a split, 1/(1 - dividend/prior close) on an ex-dividend day (None where the feed has no
+    adjusted close). `factor_tolerance` is the rounding error that the printed digits leave in it.
     """
 
     symbol: str

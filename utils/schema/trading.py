@@ -10,9 +10,7 @@ from utils.clock import isoformat
 from utils.schema.agents import AgentOutput, StrategistOutput
 
 Side = Literal["buy", "sell"]
-EventKind = Literal[
-    "order", "clamp", "reject", "fill", "cancel", "mark", "cash", "split", "dividend", "halt", "resume"
-]
+EventKind = Literal["order", "clamp", "reject", "fill", "cancel", "mark", "cash", "split", "dividend", "halt", "resume"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""What all agents share: asking the policy, falling back to rules when its provider fails, abstaining, timing.
+
+The coordinator hands batches of requests to `decide_many`; notebooks call `analyze` of the concrete agents. An agent
+never reads a clock of its own, and never turns a missing answer into a neutral opinion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from agents.policies.base import Policy, PolicyRequest
+from utils.errors import ConfigError, ProviderError
+from utils.logs import logger
+from utils.market_regime_detector import MarketRegimeDetector
+from utils.schema import OUTPUT_MODELS, AgentOutput, AgentType, MarketSnapshot
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+SnapshotProvider = Callable[[str, datetime | None], MarketSnapshot]
+"""Returns the snapshot of a symbol as of an instant, None meaning the latest; raises `DataUnavailable` without data."""
+
+
+def abstain(agent_type: AgentType, symbol: str, as_of: datetime, reason: str, policy: str = "rules") -> AgentOutput:
+    """Return an abstention: hold, confidence 0, and why."""
+    return OUTPUT_MODELS[agent_type](
+        agent_type=agent_type,
+        symbol=symbol,
+        as_of=as_of,
+        recommendation="hold",
+        confidence=0.0,
+        abstained=True,
+        abstain_reason=reason,
+        policy=policy,
+    )
+
+
+class Agent:
+    """One seat of the workflow and the policy that thinks for it.
+
+    Parameters
+    ----------
+    policy : Policy
+        Of the agent's own type.
+    fallback : Policy, optional
+        Rules that answer a batch whose policy raises `ProviderError`; visible in the outputs' `policy`. Without it, the
+        fault goes to the caller.
+    snapshots : callable, optional
+        Where `analyze` gets market data from; `decide_many` is handed its snapshots.
+    detector : MarketRegimeDetector, optional
+        Names the regime for `analyze`.
+    timer : callable, optional
+        Seconds on a monotonic wall clock. Only live runs give one: latency measured in a replay would make its outputs
+        differ from run to run, so without a timer `latency_s` stays what the policy says.
+
+    Raises
+    ------
+    ConfigError
+        If a policy thinks for another agent.
+    """
+
+    agent_type: AgentType
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        fallback: Policy | None = None,
+        snapshots: SnapshotProvider | None = None,
+        detector: MarketRegimeDetector | None = None,
+        timer: Callable[[], float] | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
+        self._policy = self._checked(policy)
+        self._fallback = self._checked(fallback) if fallback is not None else None
+        self._snapshots = snapshots
+        self._detector = detector or MarketRegimeDetector()
+        self._timer = timer
+        self._telemetry = telemetry
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that will answer the next batch."""
+        return self._policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let another policy think from the next batch on; a batch in hand is finished by the one that began it."""
+        self._policy = self._checked(policy)
+
+    def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        """Answer a batch, by the fallback if the policy's provider fails.
+
+        Raises
+        ------
+        ProviderError
+            If there is no fallback.
+        """
+        if not requests:
+            return []
+        policy = self._policy
+        start = self._timer() if self._timer else 0.0
+        try:
+            outputs = _answered(policy, requests)
+        except ProviderError as error:
+            self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type="provider")
+            if self._fallback is None or self._fallback is policy:
+                raise
+            logger.warning("%s: %s failed, rules answer instead: %s", self.agent_type, policy.name, error)
+            outputs = _answered(self._fallback, requests)
+        if self._timer is None:
+            return outputs
+        latency = max(0.0, self._timer() - start) / len(outputs)
+        return [output.model_copy(update={"latency_s": latency}) for output in outputs]
+
+    def snapshot(self, symbol: str, as_of: datetime | None) -> MarketSnapshot:
+        """Return the snapshot that `analyze` looks at.
+
+        Raises
+        ------
+        ConfigError
+            If the agent was built without a source of snapshots.
+        DataUnavailable
+            If the source has nothing to say of the symbol.
+        """
+        if self._snapshots is None:
+            raise ConfigError(f"the {self.agent_type} agent has no market data; build it with snapshots=...")
+        return self._snapshots(symbol.upper(), as_of)
+
+    def request(self, snapshot: MarketSnapshot) -> PolicyRequest:
+        """Return the question of a single analysis."""
+        return PolicyRequest(snapshot, self._detector.detect_regime(snapshot.inputs))
+
+    def _checked(self, policy: Policy) -> Policy:
+        if policy.agent_type != self.agent_type:
+            raise ConfigError(f"policy {policy.name} thinks for {policy.agent_type}, not for the {self.agent_type} agent")
+        return policy
+
+
+def _answered(policy: Policy, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+    outputs = policy.decide_many(requests)
+    if len(outputs) != len(requests):
+        raise ProviderError(f"{policy.name} gave {len(outputs)} answers to {len(requests)} requests")
+    return outputs

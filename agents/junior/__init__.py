@@ -1,0 +1,1 @@
+"""Junior agents: news, technical and fundamental analysts."""

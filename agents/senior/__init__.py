@@ -1,0 +1,1 @@
+"""The senior agent: the strategist, who turns the juniors' opinions into a decision."""

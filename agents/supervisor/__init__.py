@@ -1,0 +1,1 @@
+"""Who decides which agents look at a symbol."""

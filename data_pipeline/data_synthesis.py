@@ -1,0 +1,313 @@
+"""Makes training data of experiences: picks the decisions that came true and writes them as immutable data sets.
+
+Called by the fine-tuning pipeline and by researchers. What a decision looks like as a conversation is handed in (`render`),
+because that is the agents' business; nothing in here knows a prompt, and nothing reads an outcome that had not matured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from utils.artifacts import write_atomically
+from utils.clock import isoformat
+from utils.errors import LibraryConflict
+from utils.hashing import canonical_json, sha256_hex
+
+Message = dict[str, str]
+"""{"role": system|user|assistant, "content": text}."""
+
+OutputFormat = Literal["chatml", "alpaca"]
+Rule = Literal["thresholds", "best_half"]
+
+CANDIDATES = 20_000
+"""Successes looked at for one data set: beyond this the memory of their states, not their number, is the limit."""
+
+
+class Experience(Protocol):
+    """What is read of a matured trajectory."""
+
+    @property
+    def trajectory_id(self) -> str: ...  # noqa: D102
+    @property
+    def agent_type(self) -> str: ...  # noqa: D102
+    @property
+    def market_state(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def recommendation(self) -> str | None: ...  # noqa: D102
+    @property
+    def confidence(self) -> float: ...  # noqa: D102
+    @property
+    def reward(self) -> float | None: ...  # noqa: D102
+    @property
+    def success(self) -> bool | None: ...  # noqa: D102
+    @property
+    def as_of(self) -> datetime | None: ...  # noqa: D102
+    @property
+    def matured_at(self) -> datetime | None: ...  # noqa: D102
+
+
+class SuccessSource(Protocol):
+    """The part of the experience library that is used."""
+
+    def get_successful_trajectories(
+        self,
+        agent_type: str | None = None,
+        market_regime: str | None = None,
+        min_reward: float = 0.0,
+        limit: int = 100,
+        *,
+        as_of: datetime | None = None,
+    ) -> Sequence[Any]:
+        """Return successes with at least `min_reward`, matured before `as_of`, best reward first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SFTExample:
+    """One conversation to learn, and where it comes from."""
+
+    messages: tuple[Message, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_chatml(self) -> dict[str, Any]:
+        """Return {messages, metadata}, the conversational form of TRL."""
+        return {"messages": [dict(message) for message in self.messages], "metadata": dict(self.metadata)}
+
+    def to_alpaca(self) -> dict[str, Any]:
+        """Return {instruction, input, output, metadata}: system, user and assistant text."""
+        text = {message["role"]: message["content"] for message in self.messages}
+        return {
+            "instruction": text.get("system", ""),
+            "input": text.get("user", ""),
+            "output": text.get("assistant", ""),
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The experiences that were picked, best first, and by which rule out of how many successes."""
+
+    chosen: tuple[Any, ...]
+    rule: Rule
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedDataset:
+    """An immutable data set on disk: `dataset_id` is the SHA-256 of the file's bytes and its name."""
+
+    dataset_id: str
+    path: Path
+    manifest_path: Path
+    rows: int
+    from_at: str | None
+    to_at: str | None
+
+
+def render_plainly(experience: Any) -> list[Message]:
+    """Render a decision without an agent's prompt: the state as JSON, the answer as JSON."""
+    answer = {"recommendation": experience.recommendation, "confidence": round(float(experience.confidence), 2)}
+    return [
+        {"role": "system", "content": f"You are the {experience.agent_type} analyst. Answer with a JSON decision."},
+        {"role": "user", "content": canonical_json(dict(experience.market_state))},
+        {"role": "assistant", "content": canonical_json(answer)},
+    ]
+
+
+class DataSynthesisModule:
+    """Picks what is worth learning.
+
+    Parameters
+    ----------
+    library : SuccessSource
+        Usually `ExperienceLibraryPostgres`.
+    min_reward, min_confidence, quality_threshold : float
+        Absolute thresholds; reward is on the reward's own scale, confidence 0..1,
+        quality = .5·reward + .3·confidence + .2·success.
+    trigger_count : int
+        Trajectories that trigger a training. Where the thresholds leave less than half of it, the best half of the
+        successes by quality is taken instead: a high bar for reward picks large moves and not good decisions.
+    render : callable
+        Turns an experience into its conversation, assistant last.
+    """
+
+    def __init__(
+        self,
+        library: SuccessSource,
+        min_reward: float = 0.5,
+        min_confidence: float = 0.7,
+        quality_threshold: float = 0.6,
+        *,
+        trigger_count: int = 100,
+        render: Callable[[Any], Sequence[Message]] = render_plainly,
+    ) -> None:
+        self._library = library
+        self._min_reward = min_reward
+        self._min_confidence = min_confidence
+        self._quality_threshold = quality_threshold
+        self._trigger_count = trigger_count
+        self._render = render
+        self._selected: Counter[str] = Counter()
+        self._last: Selection | None = None
+        self._examples = 0
+        self._saved: list[SavedDataset] = []
+
+    @staticmethod
+    def quality(experience: Experience) -> float:
+        """Return .5·reward + .3·confidence + .2·success; minus infinity while the outcome is unknown."""
+        if experience.reward is None or experience.success is None:
+            return -math.inf
+        return 0.5 * experience.reward + 0.3 * experience.confidence + 0.2 * experience.success
+
+    def filter_high_quality_trajectories(self, trajectories: Iterable[Any]) -> Selection:
+        """Pick among matured successes, best quality first; success of direction is required by either rule."""
+        successes = [
+            t for t in trajectories if t.success and t.reward is not None and t.matured_at and t.recommendation
+        ]
+        successes.sort(key=lambda t: (-self.quality(t), t.trajectory_id))
+        chosen = [
+            t
+            for t in successes
+            if t.reward >= self._min_reward
+            and t.confidence >= self._min_confidence
+            and self.quality(t) >= self._quality_threshold
+        ]
+        rule: Rule = "thresholds"
+        if len(chosen) < self._trigger_count / 2:
+            rule, chosen = "best_half", successes[: math.ceil(len(successes) / 2)]
+        self._last = Selection(tuple(chosen), rule, len(successes))
+        self._selected[rule] += 1
+        return self._last
+
+    def select(
+        self,
+        agent_type: str,
+        market_regime: str | None = None,
+        limit: int = 1000,
+        *,
+        as_of: datetime | None = None,
+    ) -> Selection:
+        """Pick among the successes of an agent that had matured before `as_of` (None: now); at most `limit`."""
+        found = self._library.get_successful_trajectories(
+            agent_type, market_regime, min_reward=-math.inf, limit=CANDIDATES, as_of=as_of
+        )
+        picked = self.filter_high_quality_trajectories(found)
+        return Selection(picked.chosen[:limit], picked.rule, picked.candidates)
+
+    def examples(self, selection: Selection) -> list[SFTExample]:
+        """Render a selection in order of decision time, so that equal selections give equal bytes."""
+        ordered = sorted(selection.chosen, key=lambda t: (_instant(t.as_of), t.trajectory_id))
+        self._examples += len(ordered)
+        return [
+            SFTExample(
+                tuple(self._render(t)),
+                {
+                    "trajectory_id": t.trajectory_id,
+                    "agent_type": t.agent_type,
+                    "as_of": _instant(t.as_of),
+                    "matured_at": _instant(t.matured_at),
+                    "quality": round(self.quality(t), 6),
+                    "rule": selection.rule,
+                },
+            )
+            for t in ordered
+        ]
+
+    def synthesize_sft_dataset(
+        self,
+        agent_type: str,
+        market_regime: str | None = None,
+        limit: int = 1000,
+        output_format: OutputFormat = "chatml",
+        *,
+        as_of: datetime | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the examples of an agent as rows of the format.
+
+        Raises
+        ------
+        ValueError
+            If the format is unknown.
+        LibraryUnavailable
+            If the library is away.
+        """
+        if output_format not in ("chatml", "alpaca"):
+            raise ValueError(f"output_format {output_format!r} is neither chatml nor alpaca")
+        examples = self.examples(self.select(agent_type, market_regime, limit, as_of=as_of))
+        return [e.to_chatml() if output_format == "chatml" else e.to_alpaca() for e in examples]
+
+    def save_sft_dataset(self, rows: Sequence[Mapping[str, Any] | SFTExample], directory: Path | str) -> SavedDataset:
+        """Write rows as ``<sha256>.jsonl`` with a manifest beside it; the same rows again are a no-op.
+
+        Raises
+        ------
+        ValueError
+            If there is no row.
+        LibraryConflict
+            If a file of that name holds something else.
+        """
+        if not rows:
+            raise ValueError("a data set without rows is not written")
+        plain = [row.to_chatml() if isinstance(row, SFTExample) else dict(row) for row in rows]
+        content = "".join(f"{canonical_json(row)}\n" for row in plain).encode()
+        dataset_id = sha256_hex(content)
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, manifest_path = folder / f"{dataset_id}.jsonl", folder / f"{dataset_id}.json"
+        metadata = [row.get("metadata", {}) for row in plain]
+        times = sorted(m["as_of"] for m in metadata if m.get("as_of"))
+        saved = SavedDataset(
+            dataset_id, path, manifest_path, len(plain), times[0] if times else None, times[-1] if times else None
+        )
+        manifest = {
+            "dataset_id": dataset_id,
+            "kind": "sft",
+            "format": "chatml" if "messages" in plain[0] else "alpaca",
+            "agent_type": _only({m.get("agent_type") for m in metadata}),
+            "rule": _only({m.get("rule") for m in metadata}),
+            "rows": saved.rows,
+            "from": saved.from_at,
+            "to": saved.to_at,
+            "ids": [m.get("trajectory_id") for m in metadata],
+        }
+        if path.exists():
+            if path.read_bytes() != content:
+                raise LibraryConflict(f"{path} does not hold what its name says")
+        else:
+            write_atomically(path, content)
+        write_atomically(manifest_path, json.dumps(manifest, indent=1, sort_keys=True))
+        self._saved.append(saved)
+        return saved
+
+    def get_synthesis_statistics(self) -> dict[str, Any]:
+        """Return what this module has done: selections by rule, the last selection, examples, data sets saved."""
+        last = self._last
+        return {
+            "selections": dict(self._selected),
+            "last_rule": last.rule if last else None,
+            "last_candidates": last.candidates if last else 0,
+            "last_selected": len(last.chosen) if last else 0,
+            "average_quality": (
+                sum(map(self.quality, last.chosen)) / len(last.chosen) if last and last.chosen else None
+            ),
+            "by_recommendation": dict(Counter(t.recommendation for t in last.chosen)) if last else {},
+            "examples": self._examples,
+            "datasets": [saved.dataset_id for saved in self._saved],
+        }
+
+
+def _instant(value: datetime | None) -> str:
+    return isoformat(value) if value is not None else ""
+
+
+def _only(values: set[Any]) -> Any:
+    """The value where there is exactly one; a mixture is a sorted list."""
+    return next(iter(values)) if len(values) == 1 else sorted(str(value) for value in values)

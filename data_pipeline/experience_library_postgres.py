@@ -1,0 +1,329 @@
+"""The experience library: what every agent thought, what came of it, and what was alike.
+
+The documented entry point for the daemon and for notebooks. Readers see only experiences whose outcome had matured
+before the time they ask for, and only those of their own run (and of runs they name).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from data_pipeline.embedded_postgres import EmbeddedPostgres
+from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
+from data_pipeline.library import cycle, outcomes, similarity, trajectories
+from data_pipeline.library.cycle import CycleBatch
+from data_pipeline.library.outcomes import OutcomeUpdate
+from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.trajectories import Trajectory, check_embedding
+from utils.errors import LibraryUnavailable
+from utils.ids import ADHOC_RUN, generate_trajectory_id
+from utils.logs import logger
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+__all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
+
+_RETRY_DELAYS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+
+
+class ExperienceLibraryPostgres:
+    """A library in a PostgreSQL database with pgvector; creates or migrates the schema.
+
+    Parameters
+    ----------
+    host, port, database, user, password
+        Of the server; ignored where `dsn` is given.
+    dsn : str, optional
+        A connection string or URL.
+    pool_size : int
+        Most connections at a time.
+    run_id : str
+        The run that what is written without one belongs to, and whose experiences are read.
+    experience_sources : sequence of str
+        Further runs whose experiences are read.
+    embedder : Embedder, optional
+        Feature hashing by default.
+
+    Raises
+    ------
+    ComponentStartError
+        If the server cannot be reached, is too old or lacks pgvector.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5432,
+        database: str = "trading_experience",
+        user: str = "postgres",
+        password: str = "postgres",  # noqa: S107 - the documented default
+        *,
+        dsn: str | None = None,
+        pool_size: int = 8,
+        run_id: str = ADHOC_RUN,
+        experience_sources: Sequence[str] = (),
+        embedder: Embedder | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
+        dsn = dsn or f"postgresql://{quote(user)}:{quote(password)}@{quote(host, safe='')}:{port}/{quote(database)}"
+        self.database = Database(dsn, pool_size)
+        self.run_id = run_id
+        self.embedder: Embedder = embedder or FeatureHashingEmbedder()
+        self._sources = tuple(experience_sources)
+        self._telemetry = telemetry
+        self._server: EmbeddedPostgres | None = None
+
+    @classmethod
+    def embedded(cls, data_dir: str | Path, **options: Any) -> ExperienceLibraryPostgres:
+        """Attach to the embedded server below `data_dir`, or start and own it until `close`."""
+        server = EmbeddedPostgres(Path(data_dir))
+        url = server.start()
+        try:
+            library = cls(dsn=url, **options)
+        except BaseException:
+            server.stop()
+            raise
+        library._server = server
+        return library
+
+    @property
+    def location(self) -> str:
+        """Where the database is, for people; holds no secret."""
+        return f"embedded in {self._server.home}" if self._server else self.database.place
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend a connection to another module that holds SQL; commits at the end."""
+        with self.database.connection() as connection:
+            yield connection
+
+    def embed(self, state: Mapping[str, Any] | str) -> list[float]:
+        """Return the embedding of a state or text, as `find_similar_trajectories` wants it."""
+        return [float(value) for value in self.embedder.embed(state)]
+
+    def store_trajectory(self, trajectory: Trajectory) -> bool:
+        """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
+
+        A trajectory without an embedding gets one of its market state.
+
+        Raises
+        ------
+        ValueError
+            For a field that cannot be stored, named.
+        LibraryConflict
+            If other content is stored under the id.
+        LibraryUnavailable
+            If the database does not answer.
+        """
+        trajectories.validate(trajectory)
+        row = trajectories.as_row(trajectory)
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            if trajectories.insert_row(cursor, row) and not trajectory.abstained:
+                embedding = (
+                    trajectory.embedding if trajectory.embedding is not None else self.embed(trajectory.market_state)
+                )
+                values = {
+                    **{name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__},
+                    "embedding": embedding,
+                }
+                similarity.insert_row(cursor, similarity.embedding_row(Trajectory(**values), self.embedder.model))
+        self._telemetry.count("trajectories_stored_total", agent_type=trajectory.agent_type)
+        return True
+
+    def update_outcome(
+        self,
+        trajectory_id: str,
+        actual_return: float,
+        success: bool,
+        reward: float,
+        *,
+        matured_at: datetime | None = None,
+        benchmark_return: float | None = None,
+        max_drawdown: float | None = None,
+        costs: float | None = None,
+        revise: bool = False,
+    ) -> bool:
+        """Store what came of a trajectory; False if there is no such trajectory.
+
+        Raises
+        ------
+        LibraryConflict
+            If another outcome is stored and `revise` is False.
+        """
+        for name, value in (("actual_return", actual_return), ("reward", reward)):
+            if not -float("inf") < value < float("inf"):
+                raise ValueError(f"{name} must be finite, not {value!r}")
+        update = OutcomeUpdate(
+            trajectory_id,
+            actual_return,
+            success,
+            reward,
+            matured_at or datetime.now(UTC),
+            benchmark_return,
+            max_drawdown,
+            costs,
+        )
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            return outcomes.update(cursor, update, revise=revise)
+
+    def get_trajectory(self, trajectory_id: str) -> Trajectory | None:
+        """Return one trajectory, None if there is none."""
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            found = trajectories.select(cursor, "t.trajectory_id = %s", [trajectory_id], "t.trajectory_id")
+            return found[0] if found else None
+
+    def get_successful_trajectories(
+        self,
+        agent_type: str | None = None,
+        market_regime: str | None = None,
+        min_reward: float = 0.0,
+        limit: int = 100,
+        *,
+        as_of: datetime | None = None,
+    ) -> list[Trajectory]:
+        """Return successes with at least `min_reward` that had matured before `as_of` (now), best reward first."""
+        where = ["t.success", "t.reward >= %s", "t.matured_at < %s", "t.run_id = ANY(%s)"]
+        parameters: list[Any] = [min_reward, as_of or datetime.now(UTC), self._visible_runs]
+        for column, value in (("agent_type", agent_type), ("market_regime", market_regime)):
+            if value is not None:
+                where.append(f"t.{column} = %s")
+                parameters.append(value)
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            return trajectories.select(cursor, " AND ".join(where), parameters, "t.reward DESC, t.trajectory_id", limit)
+
+    def get_matured_trajectories(
+        self, agent_type: str, *, as_of: datetime, since: datetime | None = None
+    ) -> list[Trajectory]:
+        """Return every opinion of an agent, winners and losers, whose outcome matured in [since, as_of), oldest first."""
+        where = "t.agent_type = %s AND t.matured_at < %s AND t.run_id = ANY(%s) AND NOT t.abstained AND NOT t.shadow"
+        parameters: list[Any] = [agent_type, as_of, self._visible_runs]
+        if since is not None:
+            where += " AND t.matured_at >= %s"
+            parameters.append(since)
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            return trajectories.select(cursor, where, parameters, "t.as_of, t.symbol")
+
+    def find_similar_trajectories(
+        self,
+        query_embedding: Sequence[float],
+        agent_type: str | None = None,
+        limit: int = 10,
+        *,
+        as_of: datetime | None = None,
+    ) -> list[tuple[Trajectory, float]]:
+        """Return the nearest matured experiences with their cosine similarity, nearest first.
+
+        Raises
+        ------
+        ValueError
+            If the query has not exactly 384 finite values.
+        """
+        check_embedding(query_embedding)
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            return similarity.find(
+                cursor,
+                query_embedding,
+                self.embedder.model,
+                self._visible_runs,
+                agent_type=agent_type,
+                limit=limit,
+                as_of=as_of or datetime.now(UTC),
+            )
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return counts and means: overall, by agent type, by market regime. Abstentions are no experiences."""
+        query = """
+            SELECT {group}, count(*), count(*) FILTER (WHERE success), avg(reward), avg(confidence),
+                   count(*) FILTER (WHERE matured_at IS NULL)
+            FROM trajectories WHERE run_id = ANY(%s) AND NOT abstained GROUP BY 1 ORDER BY 1
+        """
+        with self.database.connection() as connection:
+            groups = {
+                name: connection.execute(query.format(group=group), (self._visible_runs,)).fetchall()
+                for name, group in (
+                    ("overall", "1"),
+                    ("by_agent_type", "agent_type"),
+                    ("by_market_regime", "market_regime"),
+                )
+            }
+        overall = groups.pop("overall")
+        return {
+            "overall": _statistics(overall[0] if overall else (1, 0, 0, None, None, 0)),
+            **{name: {str(row[0]): _statistics(row) for row in rows} for name, rows in groups.items()},
+        }
+
+    def count_trajectories(self) -> int:
+        """Return how many trajectories the visible runs have, abstentions among them."""
+        with self.database.connection() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM trajectories WHERE run_id = ANY(%s)", (self._visible_runs,)
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    def commit_cycle(self, batch: CycleBatch, keep_trying: Callable[[], bool] = lambda: False) -> None:
+        """Commit one trading cycle exactly once.
+
+        Parameters
+        ----------
+        batch : CycleBatch
+        keep_trying : callable
+            Asked after each failed attempt; while it says True the commit is tried again with growing pauses.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If the database does not answer and `keep_trying` says to give up. Nothing is half-written.
+        """
+        attempt = 0
+        while True:
+            try:
+                with self.database.connection() as connection, connection.cursor() as cursor:
+                    cycle.commit(cursor, batch, self.embedder.model)
+                return
+            except LibraryUnavailable as error:
+                if not keep_trying():
+                    raise
+                delay = _RETRY_DELAYS_S[min(attempt, len(_RETRY_DELAYS_S) - 1)]
+                attempt += 1
+                logger.warning(
+                    "%s; the cycle of %s waits and is tried again in %.1f s", error, batch.as_of.isoformat(), delay
+                )
+                time.sleep(delay)
+                self.revive()
+
+    def revive(self) -> None:
+        """Start the embedded server again if it is ours and died."""
+        if self._server is not None and self._server.owns_server:
+            self._server.ensure_running()
+
+    def ping(self) -> float:
+        """Return the seconds that the database takes to answer; raises LibraryUnavailable if it does not."""
+        started = time.perf_counter()
+        with self.database.connection() as connection:
+            connection.execute("SELECT 1")
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Close the connections and stop the embedded server if it is ours; idempotent."""
+        self.database.close()
+        if self._server is not None:
+            self._server.stop()
+
+    @property
+    def _visible_runs(self) -> list[str]:
+        return [self.run_id, *self._sources]
+
+
+def _statistics(row: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "total": row[1],
+        "successful": row[2],
+        "avg_reward": None if row[3] is None else float(row[3]),
+        "avg_confidence": None if row[4] is None else float(row[4]),
+        "pending": row[5],
+    }

@@ -1,0 +1,39 @@
+"""Chooses the feed that a configuration asks for. Called by whoever composes a run; opens nothing but that feed."""
+
+from __future__ import annotations
+
+from data_pipeline.feeds.base import MarketFeed
+from data_pipeline.feeds.replay import SAMPLE, ReplayFeed
+from utils.errors import ConfigError
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+
+def build_feed(config: OrchestratorConfig, telemetry: Telemetry = NO_TELEMETRY) -> MarketFeed:
+    """Return the configured feed, loaded and validated.
+
+    Raises
+    ------
+    ConfigError
+        If the feed is one that this version does not stream, or its data cannot be used.
+    """
+    keyed = [name for name in ("finnhub", "polygon") if getattr(config, f"{name}_api_key") is not None]
+    if config.feed in ("finnhub", "polygon", "simulated") or (config.feed == "auto" and keyed):
+        asked = config.feed if config.feed != "auto" else f"auto with a key of {' and '.join(keyed)}"
+        raise ConfigError(f"feed: {asked}: this version streams replayed history only; use --feed replay")
+    return ReplayFeed(
+        config.replay_dir,
+        _symbols(config),
+        config.replay_start,
+        config.replay_end,
+        config.feed_settings.calendar,
+        config.replay_speed,
+        telemetry,
+    )
+
+
+def _symbols(config: OrchestratorConfig) -> tuple[str, ...] | None:
+    """Return the symbols to stream; a folder given without any is taken whole."""
+    if config.replay_dir != SAMPLE and "streaming_symbols" not in config.model_fields_set:
+        return None
+    return config.streaming_symbols

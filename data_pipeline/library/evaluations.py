@@ -1,0 +1,72 @@
+"""Judgements of trajectories: grades, and the backlog of what still waits for one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from utils.hashing import canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the panel of judges made of one trajectory; scores 0..100, None while it is pending."""
+
+    evaluation_id: uuid.UUID
+    trajectory_id: str
+    status: str
+    final_score: float | None
+    confidence: float | None
+    agreement: float | None
+    effective_votes: float | None
+    method: str
+    scores: list[dict[str, Any]]
+    excluded: list[dict[str, Any]]
+    attempts: int = 1
+    next_retry_at: datetime | None = None
+    cost_usd: float = 0.0
+
+
+def store(cursor: psycopg.Cursor[Any], evaluations: Sequence[Evaluation]) -> None:
+    """Write evaluations; one that is stored already stays as it is."""
+    cursor.execute(
+        "CREATE TEMP TABLE IF NOT EXISTS incoming_evaluations (LIKE judge_evaluations INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
+    )
+    with cursor.copy(
+        "COPY incoming_evaluations (evaluation_id, trajectory_id, status, final_score, confidence, agreement, effective_votes, method, "
+        "scores, excluded, attempts, next_retry_at, cost_usd) FROM STDIN"
+    ) as copy:
+        for e in evaluations:
+            copy.write_row(
+                (
+                    e.evaluation_id, e.trajectory_id, e.status, e.final_score, e.confidence, e.agreement, e.effective_votes, e.method,
+                    canonical_json(e.scores), canonical_json(e.excluded), e.attempts, e.next_retry_at, e.cost_usd,
+                )
+            )  # fmt: skip
+    cursor.execute(
+        "INSERT INTO judge_evaluations SELECT * FROM incoming_evaluations ON CONFLICT (evaluation_id) DO NOTHING"
+    )
+
+
+def unjudged(cursor: psycopg.Cursor[Any], run_id: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (trajectory_id, agent type, workflow trace) of opinions without an evaluation, oldest first."""
+    cursor.execute(
+        "SELECT t.trajectory_id, t.agent_type, t.workflow_trace FROM trajectories t WHERE t.run_id = %s AND NOT t.abstained AND NOT EXISTS "
+        "(SELECT 1 FROM judge_evaluations e WHERE e.trajectory_id = t.trajectory_id) ORDER BY t.as_of, t.trajectory_id",
+        (run_id,),
+    )
+    return [(row[0], row[1], row[2]) for row in cursor]
+
+
+def scores(cursor: psycopg.Cursor[Any], trajectory_ids: Sequence[str]) -> dict[str, float]:
+    """Return the final score of each trajectory whose judgement is ok."""
+    cursor.execute(
+        "SELECT trajectory_id, final_score FROM judge_evaluations WHERE status = 'ok' AND trajectory_id = ANY(%s)",
+        (list(trajectory_ids),),
+    )
+    return {row[0]: float(row[1]) for row in cursor}

@@ -1,0 +1,94 @@
+"""Outcomes: what a trajectory was worth once its horizon had passed, written once and mirrored into the search table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from utils.errors import LibraryConflict
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUpdate:
+    """The outcome of one trajectory; returns and costs are fractions."""
+
+    trajectory_id: str
+    actual_return: float
+    success: bool
+    reward: float
+    matured_at: datetime
+    benchmark_return: float | None = None
+    max_drawdown: float | None = None
+    costs: float | None = None
+
+
+def apply(cursor: psycopg.Cursor[Any], updates: Sequence[OutcomeUpdate]) -> None:
+    """Write outcomes of trajectories that have none yet, all in two statements."""
+    columns = list(zip(*(astuple(update) for update in updates), strict=True))
+    cursor.execute(
+        """
+        UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,
+            matured_at = v.matured_at, benchmark_return = v.benchmark_return, max_drawdown = v.max_drawdown, costs = v.costs
+        FROM unnest(%s::text[], %s::float8[], %s::bool[], %s::float8[], %s::timestamptz[], %s::float8[], %s::float8[],
+            %s::float8[]) AS v (trajectory_id, actual_return, success, reward, matured_at, benchmark_return, max_drawdown, costs)
+        WHERE t.trajectory_id = v.trajectory_id AND t.matured_at IS NULL
+        """,
+        [list(column) for column in columns],
+    )
+    ids, _, success, reward, matured_at = columns[:5]
+    _mirror(cursor, ids, success, reward, matured_at)
+
+
+def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool) -> bool:
+    """Write one outcome; return False for an unknown trajectory.
+
+    Raises
+    ------
+    LibraryConflict
+        If another outcome is stored and `revise` is False.
+    """
+    cursor.execute(
+        "SELECT actual_return, success, reward, matured_at FROM trajectories WHERE trajectory_id = %s FOR UPDATE",
+        (outcome.trajectory_id,),
+    )
+    stored = cursor.fetchone()
+    if stored is None:
+        return False
+    given = (outcome.actual_return, outcome.success, outcome.reward)
+    if stored[0] is not None:
+        if stored[:3] == given:
+            return True
+        if not revise:
+            raise LibraryConflict(
+                f"trajectory {outcome.trajectory_id} has the outcome (return, success, reward) {stored[:3]}, not {given}; "
+                "pass revise=True to replace it"
+            )
+    cursor.execute(
+        "UPDATE trajectories SET actual_return = %s, success = %s, reward = %s, matured_at = %s, benchmark_return = %s, "
+        "max_drawdown = %s, costs = %s WHERE trajectory_id = %s",
+        (
+            *given,
+            outcome.matured_at,
+            outcome.benchmark_return,
+            outcome.max_drawdown,
+            outcome.costs,
+            outcome.trajectory_id,
+        ),
+    )
+    _mirror(cursor, [outcome.trajectory_id], [outcome.success], [outcome.reward], [outcome.matured_at])
+    return True
+
+
+def _mirror(cursor: psycopg.Cursor[Any], ids: Any, success: Any, reward: Any, matured_at: Any) -> None:
+    cursor.execute(
+        """
+        UPDATE trajectory_embeddings e SET success = v.success, reward = v.reward, matured_at = v.matured_at
+        FROM unnest(%s::text[], %s::bool[], %s::float8[], %s::timestamptz[]) AS v (trajectory_id, success, reward, matured_at)
+        WHERE e.trajectory_id = v.trajectory_id
+        """,
+        (list(ids), list(success), list(reward), list(matured_at)),
+    )

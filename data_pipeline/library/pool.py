@@ -1,0 +1,164 @@
+"""The connection to the database: a checked pool, typed errors, the schema, and the lock of the one orchestrator.
+
+Used by every module that holds SQL. Knows nothing of what is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from data_pipeline.library.migrations import migrate
+from utils.errors import ComponentStartError, LibraryUnavailable
+
+_ORCHESTRATOR_LOCK = 0x570C4
+MINIMUM_SERVER = 150_000
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class Database:
+    """A pool of connections to one database.
+
+    Parameters
+    ----------
+    dsn : str
+        A libpq connection string or URL.
+    pool_size : int
+        Most connections at a time.
+
+    Raises
+    ------
+    ComponentStartError
+        If the server cannot be reached, is older than PostgreSQL 15, or has no pgvector; the password never appears.
+    """
+
+    def __init__(self, dsn: str, pool_size: int = 8) -> None:
+        self._dsn = dsn
+        self._lock_connection: Connection | None = None
+        self.place = _place(dsn)
+        self._prepare_schema()
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=pool_size,
+            timeout=3.0,
+            max_lifetime=1800.0,
+            configure=_configure,
+            check=ConnectionPool.check_connection,
+            open=True,
+            name="library",
+        )
+
+    def _prepare_schema(self) -> None:
+        try:
+            with psycopg.connect(self._dsn, connect_timeout=5) as connection:
+                if connection.info.server_version < MINIMUM_SERVER:
+                    raise ComponentStartError(
+                        f"the database at {self.place} is older than PostgreSQL 15; upgrade the server"
+                    )
+                migrate(connection)
+        except psycopg.errors.FeatureNotSupported as error:
+            raise ComponentStartError(_no_vector(self.place, error)) from None
+        except (psycopg.errors.UndefinedFile, psycopg.errors.InsufficientPrivilege) as error:
+            raise ComponentStartError(_no_vector(self.place, error)) from None
+        except psycopg.OperationalError as error:
+            reason = " ".join(str(error).split())
+            raise ComponentStartError(
+                f"cannot connect to the database at {self.place}: {reason[:200]}; check DB_HOST, DB_PORT, DB_NAME, DB_USER, "
+                "DB_PASSWORD or DATABASE_URL, and that the database exists (createdb trading_experience)"
+            ) from None
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend a connection; commits at the end, rolls back on an error.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If no working connection can be had, or it breaks while in use.
+        """
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise LibraryUnavailable(
+                f"the database at {self.place} does not answer: {' '.join(str(error).split())[:160]}"
+            ) from error
+
+    def become_the_orchestrator(self) -> None:
+        """Take the lock that only one orchestrator a database can hold, on a connection of its own.
+
+        Raises
+        ------
+        ComponentStartError
+            If another orchestrator holds it.
+        """
+        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+        # a killed orchestrator's session can outlive it by a moment
+        deadline = time.monotonic() + 5
+        while True:
+            row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ORCHESTRATOR_LOCK,)).fetchone()
+            if row and row[0]:
+                self._lock_connection = connection
+                return
+            if time.monotonic() > deadline:
+                connection.close()
+                raise ComponentStartError(
+                    f"another orchestrator works on the database at {self.place}; stop it, or give this one its own --data_dir or database"
+                )
+            time.sleep(0.2)
+
+    def holds_the_lock(self) -> bool:
+        """Whether the orchestrator's lock is still ours; taken again after the server restarted."""
+        if self._lock_connection is None:
+            return False
+        try:
+            self._lock_connection.execute("SELECT 1")
+        except psycopg.Error:
+            self._lock_connection = None
+            try:
+                self.become_the_orchestrator()
+            except (ComponentStartError, psycopg.Error):
+                return False
+        return True
+
+    def close(self) -> None:
+        """Close every connection; idempotent."""
+        if self._lock_connection is not None:
+            self._lock_connection.close()
+            self._lock_connection = None
+        self._pool.close()
+
+
+def _configure(connection: Connection) -> None:
+    register_vector(connection)
+    # generic plans of the filtered similarity search are an order of magnitude slower
+    connection.execute("SET plan_cache_mode = force_custom_plan")
+    connection.execute("SET statement_timeout = '120s'")
+    connection.execute("SET timezone = 'UTC'")
+    connection.commit()
+
+
+def _place(dsn: str) -> str:
+    """Return host, port and database of a connection string, for messages."""
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise ComponentStartError(
+            "database_url is not a connection string; give for example postgresql://user:password@host:5432/trading_experience"
+        ) from None
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def _no_vector(place: str, error: psycopg.Error) -> str:
+    reason = " ".join(str(error).split())[:120]
+    return (
+        f"the database at {place} cannot use the extension pgvector ({reason}); install pgvector 0.8 or newer on the server and "
+        "run CREATE EXTENSION vector once as a superuser"
+    )

@@ -1,0 +1,53 @@
+"""Runs: every start of the daemon belongs to one; an unfinished run is resumed, a finished one reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+
+from data_pipeline.library.trajectories import json_value
+
+Mode = Literal["live", "replay", "simulated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's identity and state."""
+
+    run_id: str
+    mode: Mode
+    config: dict[str, Any]
+    data_hashes: dict[str, Any]
+    started_at: datetime
+    finished_at: datetime | None
+
+
+def open_run(
+    cursor: psycopg.Cursor[Any], run_id: str, mode: Mode, config: dict[str, Any], data_hashes: dict[str, Any]
+) -> Run:
+    """Return the run of this identity, created if it is new."""
+    cursor.execute(
+        "INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (run_id, mode, json_value(config), json_value(data_hashes)),
+    )
+    run = get(cursor, run_id)
+    if run is None:
+        raise LookupError(f"run {run_id} has just been stored and cannot be read back")
+    return run
+
+
+def get(cursor: psycopg.Cursor[Any], run_id: str) -> Run | None:
+    """Return a run, None if there is none."""
+    cursor.execute(
+        "SELECT run_id, mode, config, data_hashes, started_at, finished_at FROM runs WHERE run_id = %s", (run_id,)
+    )
+    row = cursor.fetchone()
+    return Run(row[0].strip(), *row[1:]) if row else None
+
+
+def finish(cursor: psycopg.Cursor[Any], run_id: str) -> None:
+    """Mark a run as finished."""
+    cursor.execute("UPDATE runs SET finished_at = now() WHERE run_id = %s AND finished_at IS NULL", (run_id,))

@@ -1,0 +1,250 @@
+"""Trajectories: one agent's reasoning in one decision, its row, and how rows are written and read.
+
+A trajectory is immutable but for its outcome. Writing the same content twice changes nothing; other content under the
+same identity is a conflict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from utils.errors import LibraryConflict
+from utils.hashing import canonical_json, sha256_hex
+from utils.ids import ADHOC_RUN
+
+EMBEDDING_DIMENSION = 384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One agent's part in one decision, as stored.
+
+    Attributes
+    ----------
+    trajectory_id : str
+        Made by the client; at most 64 characters.
+    timestamp : float
+        Decision time, Unix epoch seconds.
+    symbol, agent_type : str
+    market_state, agent_inputs : dict
+        JSON values; what the agent saw and what it was given.
+    reasoning : str
+    confidence : float
+        0..1.
+    actual_return, reward, benchmark_return, max_drawdown, costs, success, horizon, matured_at
+        The outcome; all None until it is known.
+    embedding : sequence of float, optional
+        384 values.
+    """
+
+    trajectory_id: str
+    timestamp: float
+    symbol: str
+    agent_type: str
+    market_state: Mapping[str, Any]
+    agent_inputs: Mapping[str, Any]
+    reasoning: str
+    confidence: float
+    run_id: str = ADHOC_RUN
+    decision_id: str | None = None
+    as_of: datetime | None = None
+    recommendation: str | None = None
+    market_regime: str | None = None
+    abstained: bool = False
+    shadow: bool = False
+    position_size: float | None = None
+    stop_loss: float | None = None
+    take_profit: float | None = None
+    policy: str | None = None
+    evidence_hash: str | None = None
+    workflow_trace: Mapping[str, Any] | None = None
+    similar_ids: Sequence[str] | None = None
+    actual_return: float | None = None
+    reward: float | None = None
+    benchmark_return: float | None = None
+    max_drawdown: float | None = None
+    costs: float | None = None
+    success: bool | None = None
+    horizon: str | None = None
+    matured_at: datetime | None = None
+    embedding: Sequence[float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict; times in ISO 8601."""
+        return {
+            field.name: value.isoformat() if isinstance(value := getattr(self, field.name), datetime) else value
+            for field in fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
+        """Build a trajectory from `to_dict`'s form.
+
+        Raises
+        ------
+        ValueError
+            For an unknown or a missing field, named.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r} of a trajectory; known are {', '.join(sorted(known))}")
+        values = dict(data)
+        for name in ("as_of", "matured_at"):
+            if isinstance(values.get(name), str):
+                values[name] = datetime.fromisoformat(values[name])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(str(error).split("__init__() ")[-1]) from None
+
+
+CONTENT_COLUMNS = (
+    "trajectory_id", "run_id", "decision_id", "timestamp", "as_of", "symbol", "agent_type", "recommendation",
+    "market_regime", "market_state", "agent_inputs", "reasoning", "confidence", "abstained", "shadow", "position_size",
+    "stop_loss", "take_profit", "policy", "evidence_hash", "workflow_trace", "similar_ids", "horizon",
+)  # fmt: skip
+OUTCOME_COLUMNS = ("actual_return", "reward", "benchmark_return", "max_drawdown", "costs", "success", "matured_at")
+_COLUMNS = CONTENT_COLUMNS + OUTCOME_COLUMNS
+_JSON_COLUMNS = frozenset(("market_state", "agent_inputs", "workflow_trace"))
+_INSERT_COLUMNS = (*_COLUMNS, "content_hash")
+_SELECT = ", ".join(f"t.{name}" for name in _COLUMNS)
+
+
+def validate(trajectory: Trajectory) -> None:
+    """Check what the database would refuse, and what it would accept by mistake.
+
+    Raises
+    ------
+    ValueError
+        Naming the field and what it must be.
+    """
+    t = trajectory
+    if not t.trajectory_id or len(t.trajectory_id) > 64:
+        raise ValueError("trajectory_id must have 1 to 64 characters")
+    if not t.symbol or len(t.symbol) > 20:
+        raise ValueError("symbol must have 1 to 20 characters")
+    if not isinstance(t.confidence, (int, float)) or not 0 <= t.confidence <= 1:
+        raise ValueError(f"confidence must lie in 0..1, not {t.confidence!r}")
+    for name in (
+        "timestamp",
+        "position_size",
+        "stop_loss",
+        "take_profit",
+        "actual_return",
+        "reward",
+        "benchmark_return",
+        "max_drawdown",
+        "costs",
+    ):
+        value = getattr(t, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, not {value!r}")
+    if (t.actual_return is None) != (t.matured_at is None):
+        raise ValueError("actual_return and matured_at must be given together or not at all")
+    for name in ("trajectory_id", "symbol", "agent_type", "reasoning"):
+        text = getattr(t, name)
+        if not isinstance(text, str) or "\x00" in text:
+            raise ValueError(f"{name} must be text without NUL characters")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
+    if t.embedding is not None:
+        check_embedding(t.embedding)
+
+
+def check_embedding(embedding: Sequence[float]) -> None:
+    """Raise a ValueError unless the embedding has 384 finite values."""
+    if len(embedding) != EMBEDDING_DIMENSION:
+        raise ValueError(f"embedding must have {EMBEDDING_DIMENSION} values, not {len(embedding)}")
+    if not all(map(math.isfinite, embedding)):
+        raise ValueError("embedding must be finite in every value")
+
+
+def as_row(t: Trajectory) -> tuple[Any, ...]:
+    """Return the values of a trajectory in the order of the INSERT, its content hash last.
+
+    Raises
+    ------
+    ValueError
+        If a JSON field holds NaN, an infinity or a NUL character.
+    """
+    as_of = t.as_of or datetime.fromtimestamp(t.timestamp, UTC)
+    values: list[Any] = []
+    content: list[Any] = []
+    for name in CONTENT_COLUMNS:
+        value: Any = as_of if name == "as_of" else getattr(t, name)
+        if name in _JSON_COLUMNS and value is not None:
+            try:
+                value = canonical_json(value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name} is not JSON: {error}") from None
+            if "\\u0000" in value:
+                raise ValueError(f"{name} holds a NUL character, which the database cannot store")
+        elif name == "similar_ids" and value is not None:
+            value = list(value)
+        values.append(value)
+        content.append(value.isoformat() if isinstance(value, datetime) else value)
+    digest = sha256_hex(json.dumps(content, allow_nan=False, ensure_ascii=True))
+    return (*values, *(getattr(t, name) for name in OUTCOME_COLUMNS), digest)
+
+
+def copy_rows(cursor: psycopg.Cursor[Any], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Write new rows by COPY; the caller knows that none of them exists."""
+    with cursor.copy(f"COPY trajectories ({', '.join(_INSERT_COLUMNS)}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def insert_row(cursor: psycopg.Cursor[Any], row: tuple[Any, ...]) -> bool:
+    """Write one row unless it is there; return whether it is new.
+
+    Raises
+    ------
+    LibraryConflict
+        If other content is stored under the identity.
+    """
+    placeholders = ", ".join("%s::jsonb" if name in _JSON_COLUMNS else "%s" for name in _INSERT_COLUMNS)
+    cursor.execute(
+        f"INSERT INTO trajectories ({', '.join(_INSERT_COLUMNS)}) VALUES ({placeholders}) ON CONFLICT (trajectory_id) DO NOTHING",
+        row,
+    )
+    if cursor.rowcount == 1:
+        return True
+    cursor.execute("SELECT content_hash FROM trajectories WHERE trajectory_id = %s", (row[0],))
+    stored = cursor.fetchone()
+    if stored is None or stored[0] != row[-1]:
+        raise LibraryConflict(
+            f"trajectory {row[0]} is stored with other content; a trajectory is immutable, use a new id"
+        )
+    return False
+
+
+def from_row(row: Sequence[Any]) -> Trajectory:
+    """Return the trajectory that a selected row holds."""
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["run_id"] = values["run_id"].strip()
+    return Trajectory(**values)
+
+
+def select(
+    cursor: psycopg.Cursor[Any], where: str, parameters: Sequence[Any], order: str, limit: int | None = None
+) -> list[Trajectory]:
+    """Read trajectories `t` by a condition."""
+    tail = f" LIMIT {int(limit)}" if limit is not None else ""
+    cursor.execute(f"SELECT {_SELECT} FROM trajectories t WHERE {where} ORDER BY {order}{tail}", parameters)
+    return [from_row(row) for row in cursor]
+
+
+def json_value(value: Any) -> Jsonb:
+    """Wrap a value for a jsonb parameter; refuses NaN."""
+    return Jsonb(value, dumps=canonical_json)

@@ -1,0 +1,224 @@
+"""What the checks of the local judge have in common: the output read once, and checks that hold for every agent.
+
+`Facts` is made once for an output; a check takes it and returns how well the output does, 0..1, or None where it does
+not apply. Nothing here knows an outcome.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from utils.schema import direction
+
+NUMBER_TOLERANCE = 0.01
+VALUE_TOLERANCE = 0.005
+SIZABLE_WORDS = 12
+"""Distinct words that a specific explanation has at least."""
+LONG_WORDS = 250
+"""Words beyond which an explanation of one symbol on one day begins to pad."""
+SMALL_COUNT = 10
+"""Whole numbers up to this are counts or windows in words; they are not held against the evidence."""
+
+_WORD = re.compile(r"[a-z][a-z'&-]*[a-z]")
+_NUMBER = re.compile(r"(?<![\w.,-])[-+]?\$?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?![\w]|[.,-]\d|-[a-z])")
+_WINDOWS = frozenset((12.0, 14.0, 20.0, 26.0, 30.0, 50.0, 60.0, 90.0, 100.0, 200.0, 252.0, 365.0))
+"""Usual look-backs: a number that names a window is no claim about the market."""
+
+Check = Callable[["Facts"], float | None]
+
+
+class Rule(NamedTuple):
+    """A check, how much it counts within its dimension, and what is said where it fails."""
+
+    check: Check
+    weight: float
+    failure: str
+
+
+class Facts:
+    """An output with what can be read from it; every derived value is computed when first asked for.
+
+    Attributes
+    ----------
+    output : AgentOutput
+        Of the agent whose checks are run.
+    side : int
+        +1 buy side, -1 sell side, 0 hold.
+    context : mapping
+        As in `JudgeRequest`.
+    """
+
+    def __init__(self, output: Any, context: Mapping[str, Any]) -> None:
+        self.output = output
+        self.side = direction(output.recommendation)
+        self.context = context
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The words of the reasoning, lower case, in order."""
+        return _WORD.findall(self.output.reasoning.lower())
+
+    @cached_property
+    def named(self) -> dict[str, float]:
+        """Numeric evidence by id, by the last part of its id, and by kind where only one item has it."""
+        found: dict[str, float] = {}
+        kinds: dict[str, float | None] = {}
+        for item in self.output.evidence:
+            value = item.value
+            if isinstance(value, str):
+                continue
+            found[item.id] = value
+            _, colon, tail = item.id.rpartition(":")
+            if colon:
+                found.setdefault(tail, value)
+            kinds[item.kind] = None if item.kind in kinds else value
+        for kind, only in kinds.items():
+            if only is not None:
+                found.setdefault(kind, only)
+        return found
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Texts among the evidence, lower case."""
+        return [item.value.lower() for item in self.output.evidence if isinstance(item.value, str)]
+
+    @cached_property
+    def magnitudes(self) -> list[float]:
+        """Every number that the output may cite, as it is and in percent, by size."""
+        values = [abs(value) for value in self.named.values()]
+        for name, value in self.output:
+            if isinstance(value, float):
+                values.append(abs(value))
+            elif name in _NUMERIC_MAPS:
+                values.extend(map(abs, value.values()))
+            elif name in _NUMERIC_LISTS:
+                values.extend(value)
+        values.append(float(len(self.output.evidence)))
+        for other in (self.context.get("agent_outputs") or {}).values():
+            values.append(other.confidence)
+        values += [100 * value for value in values]
+        values.sort()
+        return values
+
+    @cached_property
+    def cited(self) -> tuple[int, int]:
+        """How many numbers of the reasoning match something known, and how many there are."""
+        matched = total = 0
+        known = self.magnitudes
+        for text in _NUMBER.findall(self.output.reasoning):
+            digits = text.replace(",", "")
+            value = float(digits)
+            whole, _, decimals = digits.partition(".")
+            if not decimals and (value <= SMALL_COUNT or value in _WINDOWS or 1990 <= value <= 2100):
+                continue
+            total += 1
+            # a printed number stands for its rounding interval; one digit alone stands for too much
+            rounding = 0.5 * 10.0 ** -len(decimals) if len((whole + decimals).lstrip("0")) > 1 else 0.0
+            reach = max(NUMBER_TOLERANCE * value, rounding) + 1e-12
+            place = bisect_left(known, value - reach)
+            matched += place < len(known) and known[place] <= value + reach
+        return matched, total
+
+
+_NUMERIC_MAPS = frozenset(("indicators", "key_metrics", "signals"))
+_NUMERIC_LISTS = frozenset(("support_levels", "resistance_levels"))
+
+
+def ramp(value: float, worst: float, best: float) -> float:
+    """Return 0 at `worst`, 1 at `best`, linear between; either may be the larger."""
+    return max(0.0, min(1.0, (value - worst) / (best - worst)))
+
+
+def sign(value: float, dead: float = 0.0) -> int:
+    """Return -1, 0 or 1; 0 within the dead band."""
+    return (value > dead) - (value < -dead)
+
+
+def substance(facts: Facts) -> float:
+    """Enough distinct words, counted once however often they stand there."""
+    return ramp(len(set(facts.words)), 3, SIZABLE_WORDS)
+
+
+def no_padding(facts: Facts) -> float:
+    """No repetition and no flood of words; a text of nothing has nothing to its credit."""
+    count = len(facts.words)
+    if count == 0:
+        return 0.0
+    # vocabulary grows more slowly than a text (Heaps' law), so long texts may repeat words more
+    expected = 0.75 if count <= 40 else 0.75 * (count / 40) ** -0.35
+    variety = ramp(len(set(facts.words)) / count, 0.5 * expected, expected)
+    return variety * ramp(count, 2 * LONG_WORDS, LONG_WORDS)
+
+
+def numbers_match(facts: Facts) -> float | None:
+    """Share of the numbers in the reasoning that match evidence or output within 1 %."""
+    matched, total = facts.cited
+    return matched / total if total else None
+
+
+def cites_something(facts: Facts) -> float:
+    """At least two figures that match, or as many telling words from the texts in evidence."""
+    matched, _ = facts.cited
+    if matched < 2 and facts.texts:
+        known = {word for text in facts.texts[:_TEXTS_READ] for word in _WORD.findall(text) if len(word) > 4}
+        matched += len(known.intersection(facts.words)) // 2
+    return min(1.0, matched / 2)
+
+
+_TEXTS_READ = 20
+
+
+def evidence_is_as_of(facts: Facts) -> float | None:
+    """Nothing in evidence became available after the decision."""
+    as_of = facts.output.as_of
+    evidence = facts.output.evidence
+    if not evidence:
+        return None
+    return float(all(item.available_at <= as_of and item.event_time <= as_of for item in evidence))
+
+
+def calibration(confidence: float, breadth: float, agreement: float) -> float:
+    """Return how well a conviction fits its evidence.
+
+    Parameters
+    ----------
+    confidence : float
+        0..1, as stated.
+    breadth : float
+        Number of independent pieces of evidence.
+    agreement : float
+        0..1: 1 where all of them say what the output says.
+
+    Notes
+    -----
+    What can be borne grows from .45 without evidence to .95 with many that agree, by the square root of their number as
+    a standard error shrinks. Conviction above it costs more than below: overstating is what sizes positions wrongly.
+    """
+    borne = 0.45 + 0.5 * agreement * (1 - 1 / (1 + breadth) ** 0.5)
+    excess = confidence - borne
+    return ramp(excess, 0.45, 0.10) if excess > 0 else ramp(-excess, 0.80, 0.35)
+
+
+def calibrated_by_signals(facts: Facts, votes: list[float]) -> float:
+    """Return the calibration of the stated confidence against votes of -1..1."""
+    breadth = max(len(votes), len(facts.output.evidence) / 2)
+    if not votes:
+        return calibration(facts.output.confidence, 0.0, 0.0)
+    mean = sum(votes) / len(votes)
+    agreement = max(0.0, facts.side * mean) if facts.side else 1 - abs(mean)
+    # votes are seldom at their extremes: half strength on average already is broad agreement
+    return calibration(facts.output.confidence, breadth, min(1.0, 2 * agreement) if facts.side else agreement)
+
+
+def reasoning_rules(scale: float = 1.0) -> tuple[Rule, ...]:
+    """Return the rules for the text of an explanation, weighing `scale` together."""
+    return (
+        Rule(substance, 0.30 * scale, "the reasoning has too few distinct words"),
+        Rule(no_padding, 0.20 * scale, "the reasoning repeats itself or is padded"),
+        Rule(cites_something, 0.25 * scale, "the reasoning cites nothing from its evidence"),
+        Rule(numbers_match, 0.25 * scale, "numbers in the reasoning match no evidence within 1 %"),
+    )

@@ -1,0 +1,214 @@
+"""The decision thread: takes instants from the feed and runs the trading cycle, judging and learning beside it.
+
+In a replay it is the keeper of the virtual clock: the next instant begins only when judging and learning of the present
+one are done. A restart, after a crash of the thread or of the process, goes through the same recovery.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from data_pipeline.asof_store import AsOfStore
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.feeds.base import MarketFeed
+from data_pipeline.realtime_streaming import FeedPump
+from judge.reward_calculator import RewardCalculator
+from monitoring import recovery
+from monitoring.decision_log import DecisionLog
+from monitoring.stage import Stage
+from monitoring.supervision import Heartbeat
+from orchestration.coordinator import Coordinator
+from orchestration.execution.outcomes import OutcomeTracker
+from orchestration.execution.paper_broker import PaperBroker
+from orchestration.execution.portfolio import Ledger
+from orchestration.judging import JudgeItem
+from orchestration.trading_cycle import CycleResult, TradingCycle
+from utils.clock import Clock, VirtualClock
+from utils.schema import AGENT_TYPES, Instant
+from utils.settings import OrchestratorConfig
+from utils.telemetry import Telemetry
+
+
+@dataclass
+class Progress:
+    """Where the run stands, for people; written by the decision thread, read by anyone."""
+
+    done: int = 0
+    total: int | None = None
+    at: datetime | None = None
+    decisions: int = 0
+    abstentions: int = 0
+    outcomes: int = 0
+    first_decision_after_s: float | None = None
+    ended: bool = False
+
+
+class DecisionPipeline:
+    """Everything between the feed and the database.
+
+    Parameters
+    ----------
+    config, run_id, library, coordinator, clock, telemetry
+    open_feed : callable
+        Opens the configured feed anew for each start of the thread.
+    judging, learning : Stage or None
+        Stages beside the decisions.
+    """
+
+    def __init__(
+        self,
+        config: OrchestratorConfig,
+        run_id: str,
+        library: ExperienceLibraryPostgres,
+        coordinator: Coordinator,
+        clock: Clock,
+        telemetry: Telemetry,
+        open_feed: Callable[[], MarketFeed],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._library = library
+        self._coordinator = coordinator
+        self._clock = clock
+        self._telemetry = telemetry
+        self._open_feed = open_feed
+        self._on_end = on_end
+        self._log = DecisionLog(config.decisions_jsonl)
+        self._created = time.monotonic()
+        self._stopping: Callable[[], bool] = lambda: False
+        self._pump: FeedPump | None = None
+        self._prepared = False
+        self.judging: Stage[list[JudgeItem]] | None = None
+        self.learning: Stage[datetime] | None = None
+        self.progress = Progress()
+        self.feed: MarketFeed
+        self.store: AsOfStore
+        self.ledger: Ledger
+        self.tracker: OutcomeTracker
+        self.broker: PaperBroker
+        self.cycle: TradingCycle
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Open the feed, warm the store and recover the run's state from the database."""
+        config = self._config
+        self.feed = self._open_feed()
+        self.store = AsOfStore(self.feed.calendar)
+        for update in self.feed.history():
+            self.store.add(update)
+        self.ledger = recovery.recover_ledger(self._library, self._run_id)
+        self.broker = PaperBroker(self.ledger, config.execution, self._run_id)
+        self.tracker = OutcomeTracker(
+            self.feed.calendar,
+            config.decision.horizon_sessions,
+            config.execution.one_way_cost,
+            RewardCalculator(volatility_scaling=True),
+            config.judge.weight,
+        )
+        recovery.recover_tracker(self.tracker, self._library, self._run_id, self.feed.calendar, AGENT_TYPES)
+        self.cycle = TradingCycle(
+            config,
+            self._run_id,
+            self.feed.symbols,
+            store=self.store,
+            calendar=self.feed.calendar,
+            coordinator=self._coordinator,
+            broker=self.broker,
+            ledger=self.ledger,
+            tracker=self.tracker,
+            library=self._library,
+            halt_file=config.data_dir / "HALT",
+            regimes=recovery.recover_regimes(self._library, self._run_id),
+            telemetry=self._telemetry,
+            keep_trying=lambda: not self._stopping(),
+        )
+        self._coordinator.attach(self.store, self.feed.calendar, self.feed.symbols, self.ledger.portfolio)
+        self._log.restart(recovery.stored_decisions(self._library, self._run_id))
+        self.progress.total = self.feed.total_instants
+        self._prepared = True
+
+    @property
+    def queue_depth(self) -> int:
+        """Instants that wait for a decision."""
+        return self._pump.depth if self._pump else 0
+
+    @property
+    def feed_age_s(self) -> float:
+        """Seconds since the feed's thread was last known to be well."""
+        return time.monotonic() - self._pump.heartbeat if self._pump else 0.0
+
+    def run(self, heartbeat: Heartbeat) -> None:
+        """Work until the feed ends or the heartbeat says to stop; the body of the decision thread."""
+        self._stopping = heartbeat.stop.is_set
+        if not self._prepared:
+            self.prepare()
+        self._prepared = False
+        cursor = self.ledger.portfolio.marked_at
+        self.progress.done = 0
+        self._pump = FeedPump(self.feed, self._config.feed_settings.queue)
+        self._pump.start()
+        try:
+            if not self._wait_for_stages(heartbeat):
+                return
+            if cursor is not None and self.learning is not None:
+                self.learning.submit(cursor)  # a kill may have come before the last instant's check was done
+                if not self._idle(self.learning, heartbeat):
+                    return
+            while not heartbeat.stop.is_set():
+                instant = self._pump.get(0.5)
+                heartbeat.beat()
+                if instant is not None:
+                    self._take(instant, cursor, heartbeat)
+                elif self._pump.ended:
+                    self._finish(heartbeat)
+                    return
+        finally:
+            self._pump.stop()
+            self._log.close()
+
+    def _take(self, instant: Instant, cursor: datetime | None, heartbeat: Heartbeat) -> None:
+        """Run one instant, or only learn its data if it is durable already."""
+        if isinstance(self._clock, VirtualClock):
+            self._clock.advance_to(max(instant.at, self._clock.now()))
+        if cursor is not None and instant.at <= cursor:
+            for update in instant.updates:
+                self.store.add(update)
+            self.progress.done += 1
+            return
+        result = self.cycle.run(instant)
+        self._log.append(decision.canonical() for decision in result.decisions)
+        self._note(instant, result)
+        if self.judging is not None:
+            self.judging.submit(result.to_judge)
+        if self.feed.mode == "replay" and not self._idle(self.judging, heartbeat):
+            return
+        if self.learning is not None:
+            self.learning.submit(instant.at)
+        if self.feed.mode == "replay":
+            self._idle(self.learning, heartbeat)
+
+    def _finish(self, heartbeat: Heartbeat) -> None:
+        if self._wait_for_stages(heartbeat):
+            self.progress.ended = True
+            recovery.finish_run(self._library, self._run_id)
+            self._on_end()
+
+    def _wait_for_stages(self, heartbeat: Heartbeat) -> bool:
+        return self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)
+
+    def _idle(self, stage: Stage[list[JudgeItem]] | Stage[datetime] | None, heartbeat: Heartbeat) -> bool:
+        return stage is None or stage.wait_idle(heartbeat)
+
+    def _note(self, instant: Instant, result: CycleResult) -> None:
+        progress = self.progress
+        if result.decisions and progress.first_decision_after_s is None:
+            progress.first_decision_after_s = time.monotonic() - self._created
+        progress.done += 1
+        progress.at = instant.at
+        progress.decisions += len(result.decisions)
+        progress.abstentions += sum(decision.strategist.abstained for decision in result.decisions)
+        progress.outcomes += len(result.settlement.outcomes)

@@ -1,0 +1,451 @@
+"""The production orchestrator: builds the parts, starts them in order, supervises their threads, stops them in reverse.
+
+``python -m monitoring.production_orchestrator`` is the daemon; notebooks use `start_production_orchestrator`. It holds
+no logic of its own about markets, agents or models.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.feeds.base import MarketFeed
+from data_pipeline.feeds.factory import build_feed
+from data_pipeline.library.runs import Run
+from judge.multi_judge_consensus import MultiJudgeConsensus
+from monitoring import recovery
+from monitoring.decision_pipeline import DecisionPipeline
+from monitoring.health_checker import Check, HealthChecker
+from monitoring.http_endpoint import HttpEndpoint
+from monitoring.metrics_collector import MetricsCollector
+from monitoring.stage import Stage
+from monitoring.status import build_status
+from monitoring.summary import summarise
+from monitoring.supervision import SupervisedThread
+from monitoring.trade_metrics import TradeMetrics
+from orchestration.coordinator import Coordinator
+from orchestration.judging import JudgeItem, Judging
+from training.model_registry import ModelVersion
+from training.pipelines.online_learning_loop import OnlineLearningLoop
+from utils.clock import Clock, VirtualClock, WallClock
+from utils.errors import ConfigError, LibraryUnavailable
+from utils.ids import ADHOC_RUN, run_identity
+from utils.logs import logger
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+__all__ = ["OrchestratorConfig", "ProductionOrchestrator", "start_production_orchestrator"]
+
+COMPONENT_ORDER = (
+    "experience_library", "broker", "judge", "supervisor", "coordinator", "outcome_tracker", "metrics", "health_checker",
+    "learning_loop", "streaming",
+)  # fmt: skip
+STOP_DEADLINE_S = 30.0
+_REFRESH_S = 1.0
+_COUNT_EVERY_S = 10.0
+
+
+class ProductionOrchestrator:
+    """One daemon.
+
+    Parameters
+    ----------
+    config : OrchestratorConfig, optional
+        From environment, ``config/system.yaml`` and defaults if not given.
+
+    Attributes
+    ----------
+    status : str
+        initialized, starting, running, degraded, finished, stopping, stopped or ``failed: <error>``.
+    components : dict of str to object
+        The parts by name, see `get_component`.
+    """
+
+    def __init__(self, config: OrchestratorConfig | None = None) -> None:
+        self.config = config or OrchestratorConfig()
+        self.components: dict[str, Any] = {}
+        self.status = "initialized"
+        self.run: Run | None = None
+        self.pipeline: DecisionPipeline | None = None
+        self.summary: dict[str, Any] | None = None
+        self.finished = threading.Event()
+        self.failed = threading.Event()
+        self._states: dict[str, str] = {}
+        self._started_at: datetime | None = None
+        self._lifecycle = threading.RLock()
+        self._state_lock = threading.Lock()
+        self._telemetry: Telemetry = NO_TELEMETRY
+        self._metrics: MetricsCollector | None = None
+        self._health: HealthChecker | None = None
+        self._endpoint: HttpEndpoint | None = None
+        self._judging: Stage[list[JudgeItem]] | None = None
+        self._learning: Stage[datetime] | None = None
+        self._streaming: SupervisedThread | None = None
+        self._supervision: SupervisedThread | None = None
+        self._snapshot: dict[str, Any] = {}
+        self._library_size: int | None = None
+        self._counted_at = -_COUNT_EVERY_S
+
+    @property
+    def running(self) -> bool:
+        """Whether the orchestrator works (a finished replay that still serves counts)."""
+        return self.status in ("running", "degraded", "finished")
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of the HTTP endpoint, None without monitoring."""
+        return self._endpoint.port if self._endpoint else None
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The state of each component, in the order they are started."""
+        with self._state_lock:
+            return {name: self._states[name] for name in COMPONENT_ORDER if name in self._states}
+
+    def get_component(self, name: str) -> Any | None:
+        """Return a part by name: one of COMPONENT_ORDER; None if it is not enabled or not known."""
+        return self.components.get(name)
+
+    def library_size(self) -> int | None:
+        """Return the number of trajectories, counted at most every ten seconds; None while the database is away."""
+        library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
+        if library is not None and time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+            try:
+                self._library_size = library.count_trajectories()
+                self._counted_at = time.monotonic()
+            except LibraryUnavailable as error:
+                logger.warning("status: %s", error)
+                self._library_size = None
+        return self._library_size
+
+    def get_status(self) -> dict[str, Any]:
+        """Return the present status as JSON values; secrets are masked."""
+        return build_status(self, self._started_at)
+
+    def start(self) -> None:
+        """Start every enabled part; returns once all run.
+
+        Raises
+        ------
+        ConfigError
+            If a setting cannot work.
+        ComponentStartError
+            If a part cannot start; what had started is stopped again.
+        """
+        with self._lifecycle:
+            if self.running:
+                return
+            self._started_at = datetime.now(UTC)
+            self.status = "starting"
+            try:
+                self._start_endpoint()
+                self._start_parts()
+            except BaseException as error:
+                self._shut_down()
+                self.status = f"failed: {error}"
+                raise
+            self.status = "running"
+            if self.run is not None and self.run.finished_at is not None:
+                logger.info("this run finished on %s already; --fresh runs it anew", self.run.finished_at.date())
+            self._supervision = SupervisedThread("supervision", self._supervise)
+            self._supervision.start()
+
+    def stop(self) -> None:
+        """Stop within 30 s: decisions in hand are finished, training is stopped, everything is closed. Idempotent."""
+        with self._lifecycle:
+            if self.status in ("stopped", "initialized"):
+                return
+            was = self.status
+            self.status = "stopping"
+            self._shut_down()
+            self.status = was if was.startswith("failed") else "stopped"
+
+    def _start_endpoint(self) -> None:
+        """Answer over HTTP from the first moment, with 503 until ready."""
+        if not self.config.enable_monitoring:
+            return
+        self._metrics = MetricsCollector(self.config.metrics_port, self.config.metrics_host)
+        self._telemetry = self._metrics
+        self._endpoint = HttpEndpoint(
+            self.config.metrics_host,
+            self.config.metrics_port,
+            metrics=self._metrics.render,
+            views={"/health": self._view_health, "/ready": self._view_ready, "/status": self._view_status},
+        )
+        self._endpoint.start()
+
+    def _start_parts(self) -> None:
+        config = self.config
+        _refuse_what_is_not_there(config)
+        feed = build_feed(config, self._telemetry) if config.enable_streaming else None
+        clock: Clock = (
+            VirtualClock(datetime.min.replace(tzinfo=UTC)) if feed is not None and feed.mode != "live" else WallClock()
+        )
+        library = self._open_library()
+        self._register("experience_library", library)
+        self.run = self._open_run(library, feed)
+        library.run_id = self.run.run_id if self.run else ADHOC_RUN
+        consensus = MultiJudgeConsensus(
+            [{"id": "local", "model": "local"}],
+            disagreement_threshold=config.judge.disagreement_threshold,
+            deadline_s=config.judge.deadline_s,
+            quorum=1,
+        )
+        coordinator = Coordinator(config, run_id=library.run_id, telemetry=self._telemetry)
+        if feed is not None:
+            self._build_pipeline(feed, library, coordinator, consensus, clock)
+        self._register("judge", consensus)
+        self._register("supervisor", coordinator.router)
+        self._register("coordinator", coordinator)
+        if self._metrics is not None:
+            self._register("metrics", self._metrics)
+            self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
+            self._register("health_checker", self._health)
+        if config.enable_learning_loop:
+            self._start_learning(library, coordinator, clock, feed)
+        if self.pipeline is not None:
+            self._start_streaming(self.pipeline)
+        if self._health is not None:
+            self._health.start(self._checks(library))
+
+    def _open_library(self) -> ExperienceLibraryPostgres:
+        """Open the configured database, embedded or external, and become its one orchestrator."""
+        config = self.config
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"telemetry": self._telemetry}
+        if config.uses_embedded_database:
+            library = ExperienceLibraryPostgres.embedded(config.data_dir, **options)
+        elif config.database_url is not None:
+            library = ExperienceLibraryPostgres(dsn=config.database_url.get_secret_value(), **options)
+        else:
+            password = config.db_password.get_secret_value()
+            library = ExperienceLibraryPostgres(
+                config.db_host or "localhost", config.db_port, config.db_name, config.db_user, password, **options
+            )
+        self.components["experience_library"] = library
+        library.database.become_the_orchestrator()
+        return library
+
+    def _open_run(self, library: ExperienceLibraryPostgres, feed: MarketFeed | None) -> Run | None:
+        """Return the run that this start belongs to; without streaming there is none."""
+        if feed is None:
+            return None
+        data = feed.identity()
+        settings = self.config.identity()
+        base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
+        identity = recovery.RunIdentity(base, feed.mode, settings, data)
+        run = recovery.open_run(library, identity, fresh=self.config.fresh)
+        logger.info("run %s: %s, %s to %s, %d symbols", run.run_id[:12], feed.name, *data["period"], len(feed.symbols))
+        return run
+
+    def _build_pipeline(
+        self,
+        feed: MarketFeed,
+        library: ExperienceLibraryPostgres,
+        coordinator: Coordinator,
+        consensus: MultiJudgeConsensus,
+        clock: Clock,
+    ) -> None:
+        opened: list[MarketFeed] = [feed]
+
+        def open_feed() -> MarketFeed:
+            return opened.pop() if opened else build_feed(self.config, self._telemetry)
+
+        pipeline = DecisionPipeline(
+            self.config, library.run_id, library, coordinator, clock, self._telemetry, open_feed, self._on_end
+        )
+        self.pipeline = pipeline
+        judging = Judging(
+            consensus, library, library.run_id, lambda scores: pipeline.tracker.graded(scores), self._telemetry
+        )
+        self._judging = Stage(
+            "judging",
+            judging.process,
+            lambda: judging.process(judging.backlog()),
+            library.revive,
+            self._state_setter("judge"),
+        )
+        pipeline.judging = self._judging
+        self._register("broker", pipeline.broker)
+        self._register("outcome_tracker", pipeline.tracker)
+        self._judging.start()
+
+    def _start_learning(
+        self, library: ExperienceLibraryPostgres, coordinator: Coordinator, clock: Clock, feed: MarketFeed | None
+    ) -> None:
+        def deploy(version: ModelVersion) -> None:
+            from agents.factory import local_policy
+
+            policy = local_policy(version.agent_type, version.version, version.base_dir, version.path, version.sha256)
+            coordinator.set_policy(version.agent_type, policy)
+            logger.info("%s is served by local:%s from now on", version.agent_type, version.version)
+
+        derived = feed is not None and feed.mode != "live"
+        loop = OnlineLearningLoop.for_daemon(
+            self.config, library, clock, derived_ids=derived, deploy=deploy, telemetry=self._telemetry
+        )
+        champions = loop.restore_champions()
+        if self.config.agents == "local" and not champions:
+            raise ConfigError(
+                "agents: no local model has been promoted in this run yet; use auto, which takes it when there is one"
+            )
+        self._learning = Stage(
+            "learning", loop.check, lambda: None, library.revive, self._state_setter("learning_loop")
+        )
+        self._learning.start()
+        self._register("learning_loop", loop)
+        if self.pipeline is not None:
+            self.pipeline.learning = self._learning
+
+    def _start_streaming(self, pipeline: DecisionPipeline) -> None:
+        self._streaming = SupervisedThread("decisions", pipeline.run, self._on_streaming_state)
+        self._register("streaming", pipeline)
+        self._streaming.start()
+
+    def _register(self, name: str, component: Any) -> None:
+        self.components[name] = component
+        self._set_state(name, "running")
+
+    def _state_setter(self, name: str) -> Callable[[str], None]:
+        return lambda state: self._set_state(name, state)
+
+    def _set_state(self, name: str, state: str) -> None:
+        with self._state_lock:
+            self._states[name] = state
+            if self.status in ("running", "degraded") and name != "streaming":
+                ill = any(value.startswith(("degraded", "failed")) for value in self._states.values())
+                self.status = "degraded" if ill else "running"
+        if state.startswith("failed"):
+            self.status = f"failed: {name}: {state.removeprefix('failed: ')}"
+            self.failed.set()
+
+    def _on_streaming_state(self, state: str) -> None:
+        self._set_state("streaming", state)
+        if self.pipeline is not None and state == "running":
+            # a restart of the thread recovers these anew
+            self.components["broker"] = self.pipeline.broker
+            self.components["outcome_tracker"] = self.pipeline.tracker
+
+    def _on_end(self) -> None:
+        """The feed has ended and everything that could settle has settled."""
+        if self.pipeline is None or self.run is None:
+            return
+        library: ExperienceLibraryPostgres = self.components["experience_library"]
+        self.summary = summarise(self.config, self.run, library, self.pipeline)
+        self.status = "finished"
+        self.finished.set()
+
+    def _supervise(self, heartbeat: Any) -> None:
+        """Refresh what HTTP and Prometheus show, once a second."""
+        trades = TradeMetrics(self._telemetry)
+        while not heartbeat.stop.wait(_REFRESH_S):
+            heartbeat.beat()
+            self._snapshot = self.get_status()
+            if self._metrics is not None:
+                self._metrics.update_from_status(self._snapshot)
+            if self.pipeline is not None:
+                trades.update(self.pipeline.ledger)
+
+    def _checks(self, library: ExperienceLibraryPostgres) -> dict[str, Check]:
+        """Return the active health check of each component."""
+
+        def ping() -> str | None:
+            library.ping()
+            return None if library.database.holds_the_lock() else "the lock of the one orchestrator was lost"
+
+        def state_of(name: str) -> Check:
+            def check() -> str | None:
+                state = self._states.get(name, "")
+                return state if state.startswith(("failed", "degraded")) else None
+
+            return check
+
+        def streaming() -> str | None:
+            if self._streaming is None or self._streaming.state in ("finished", "stopped"):
+                return None
+            age = self._streaming.heartbeat.age_s
+            return state_of("streaming")() or (f"no sign of life for {age:.0f} s" if age > 120 else None)
+
+        checks: dict[str, Check] = {name: state_of(name) for name in self.states}
+        checks["experience_library"] = ping
+        if self._streaming is not None:
+            checks["streaming"] = streaming
+        return checks
+
+    def _view_health(self) -> tuple[int, dict[str, Any]]:
+        failed = self.status.startswith("failed")
+        if self._health is None or self.status in ("starting", "initialized"):
+            return 503, {"overall_healthy": False, "status": self.status}
+        health = self._health.get_system_health()
+        healthy = health["overall_healthy"] and not failed
+        return 200 if healthy else 503, {**health, "overall_healthy": healthy, "status": self.status}
+
+    def _view_ready(self) -> tuple[int, dict[str, Any]]:
+        return (200 if self.running else 503), {"ready": self.running, "status": self.status}
+
+    def _view_status(self) -> tuple[int, dict[str, Any]]:
+        if not self.running and not self._snapshot:
+            return 503, {"status": self.status}
+        return 200, self._snapshot or self.get_status()
+
+    def _shut_down(self) -> None:
+        """Stop in reverse order of the start; every step runs even if one before it failed to stop in time."""
+        deadline = time.monotonic() + STOP_DEADLINE_S
+
+        def left() -> float:
+            return max(0.5, deadline - time.monotonic() - 5.0)
+
+        for thread in (self._supervision, self._streaming):
+            if thread is not None and not thread.stop(left()):
+                logger.warning("%s did not stop in time", thread.name)
+        learning = self.components.get("learning_loop")
+        if learning is not None:
+            learning.stop()
+        for stage in (self._learning, self._judging):
+            if stage is not None and not stage.stop(left()):
+                logger.warning("%s did not stop in time", stage.thread.name)
+        if self._health is not None:
+            self._health.stop()
+        for name in reversed(COMPONENT_ORDER):
+            component = self.components.get(name)
+            if name in ("judge", "learning_loop", "experience_library") and component is not None:
+                component.close()
+            if name in self._states and not self._states[name].startswith("failed"):
+                self._states[name] = "stopped"
+        if self._endpoint is not None:
+            self._endpoint.stop()
+
+
+def _refuse_what_is_not_there(config: OrchestratorConfig) -> None:
+    """Say plainly which documented choices this version does not offer yet, rather than pretend."""
+    if config.agents not in ("auto", "rules", "local"):
+        raise ConfigError(
+            f"agents: hosted agents ({config.agents}) are not part of this version; use auto, rules or local"
+        )
+    hosted = [name for name in config.judges.replace(",", " ").split() if name not in ("auto", "local")]
+    if hosted:
+        raise ConfigError(f"judges: {hosted[0]!r} is not part of this version; use local or auto")
+    if config.decision.cadence != "daily_close":
+        raise ConfigError(
+            f"decision.cadence: {config.decision.cadence!r} needs a live feed; a replay of daily bars decides at daily_close"
+        )
+    if config.record is not None:
+        raise ConfigError("record: there is nothing to record in a replay; leave it out")
+
+
+def start_production_orchestrator(config: OrchestratorConfig | None = None) -> ProductionOrchestrator:
+    """Build an orchestrator, start it and return it."""
+    orchestrator = ProductionOrchestrator(config)
+    orchestrator.start()
+    return orchestrator
+
+
+if __name__ == "__main__":
+    from monitoring.cli import main
+
+    sys.exit(main())

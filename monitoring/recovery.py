@@ -1,0 +1,137 @@
+"""The one way to start: what the database says of a run becomes the state that the loop goes on from.
+
+A new run finds nothing and begins; a killed one finds its last committed cycle. There is no other start path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from data_pipeline.calendar import ExchangeCalendar
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library import evaluations, portfolio_log, runs, trajectories
+from data_pipeline.library.runs import Mode, Run
+from orchestration.execution.outcomes import OpenDecision, Opinion, OutcomeTracker
+from orchestration.execution.portfolio import Ledger
+from utils.hashing import content_hash
+from utils.schema import direction
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What makes two runs the same: `base` is the hash of it, `attempt` counts fresh starts."""
+
+    base: str
+    mode: Mode
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+
+def open_run(library: ExperienceLibraryPostgres, identity: RunIdentity, *, fresh: bool) -> Run:
+    """Return the newest run of this identity, or a new one if there is none or `fresh` asks for it."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT max((config->>'attempt')::int) FROM runs WHERE config->>'identity' = %s", (identity.base,)
+        )
+        row = cursor.fetchone()
+        newest = row[0] if row else None
+        attempt = 0 if newest is None else newest + int(fresh)
+        run_id = identity.base if attempt == 0 else content_hash([identity.base, attempt])[:32]
+        config = {"identity": identity.base, "attempt": attempt, "settings": identity.config}
+        return runs.open_run(cursor, run_id, identity.mode, config, identity.data)
+
+
+def finish_run(library: ExperienceLibraryPostgres, run_id: str) -> None:
+    """Mark a run as finished."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        runs.finish(cursor, run_id)
+
+
+def recover_ledger(library: ExperienceLibraryPostgres, run_id: str) -> Ledger:
+    """Return the ledger that the run's verified event log folds to."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        return Ledger(run_id, portfolio_log.load(cursor, run_id))
+
+
+def recover_regimes(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, str]:
+    """Return the last regime label of each symbol."""
+    with library.connection() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT ON (symbol) symbol, new FROM regime_events WHERE run_id = %s AND kind = 'label' ORDER BY symbol, id DESC",
+            (run_id,),
+        )
+        return {row[0]: row[1] for row in rows}
+
+
+def recover_tracker(
+    tracker: OutcomeTracker,
+    library: ExperienceLibraryPostgres,
+    run_id: str,
+    calendar: ExchangeCalendar,
+    agent_types: tuple[str, ...],
+) -> None:
+    """Give a tracker the open decisions of a run, their grades, and the history of matured calls."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        waiting = trajectories.select(
+            cursor,
+            "t.run_id = %s AND t.matured_at IS NULL AND NOT t.abstained AND NOT t.shadow",
+            [run_id],
+            't.as_of, t.symbol COLLATE "C", t.agent_type',
+        )
+        grouped: dict[tuple[datetime, str, str], list[trajectories.Trajectory]] = {}
+        for row in waiting:
+            if row.as_of is not None and row.decision_id is not None:
+                grouped.setdefault((row.as_of, row.symbol, row.decision_id), []).append(row)
+        # a decision that can still settle has its horizon ahead of the last committed instant
+        for (as_of, symbol, decision_id), rows in grouped.items():
+            tracker.track(_open_decision(decision_id, symbol, as_of, rows, _session(calendar, as_of)))
+        tracker.graded(evaluations.scores(cursor, [row.trajectory_id for row in waiting]))
+        for agent_type in agent_types:
+            cursor.execute(
+                "SELECT recommendation, actual_return, costs, success FROM trajectories WHERE run_id = %s AND agent_type = %s "
+                'AND matured_at IS NOT NULL AND NOT shadow ORDER BY matured_at, as_of, symbol COLLATE "C"',
+                (run_id, agent_type),
+            )
+            tracker.restore_history(agent_type, [(r[0], direction(r[0]) * r[1] - (r[2] or 0.0), r[3]) for r in cursor])
+
+
+def stored_decisions(library: ExperienceLibraryPostgres, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the canonical decisions of a run, in decision order."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT workflow_trace->'decision' FROM trajectories WHERE run_id = %s AND agent_type = 'strategist' AND NOT shadow "
+            'ORDER BY as_of, symbol COLLATE "C"',
+            (run_id,),
+        )
+        for row in cursor:
+            yield row[0]
+
+
+def _open_decision(
+    decision_id: str, symbol: str, as_of: datetime, rows: list[trajectories.Trajectory], session: date
+) -> OpenDecision:
+    opinions = []
+    for row in sorted(rows, key=lambda r: (r.agent_type == "strategist", r.agent_type)):
+        output = (row.workflow_trace or {}).get("output", {})
+        opinions.append(
+            Opinion(
+                row.trajectory_id,
+                row.agent_type,
+                row.recommendation or "hold",
+                float(output.get("confidence", row.confidence)),
+                output.get("p_correct"),
+                row.position_size or 0.0,
+                row.stop_loss,
+                row.take_profit,
+            )
+        )
+    volatility = float(rows[0].market_state["inputs"]["daily_volatility"])
+    return OpenDecision(decision_id, symbol, as_of, session, volatility, tuple(opinions))
+
+
+def _session(calendar: ExchangeCalendar, as_of: datetime) -> date:
+    day = as_of.date()
+    return day if calendar.is_session(day) else calendar.previous(day)

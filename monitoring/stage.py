@@ -1,0 +1,137 @@
+"""A stage of the daemon's work that runs beside the decisions: judging, learning.
+
+One thread, one bounded queue. In a replay the decision thread waits until the stage is idle before it moves the clock
+on; live it does not. An item is done when it was processed, not when it was taken: after a failure the stage recovers
+from the database first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from monitoring.supervision import Heartbeat, SupervisedThread
+from utils.errors import ComponentStartError, LibraryUnavailable
+from utils.logs import logger
+
+Item = TypeVar("Item")
+_POLL_S = 0.2
+_LONGEST_WAIT_S = 30.0
+
+
+class Stage(Generic[Item]):
+    """Processes items in order.
+
+    Parameters
+    ----------
+    name : str
+        Of the thread.
+    process : callable
+        Does one item; may raise LibraryUnavailable, which is waited out.
+    recover : callable
+        Called at each start of the thread: does what the database says is left to do.
+    revive : callable
+        Called while the database is away.
+    size : int
+        Items that may wait; `submit` blocks beyond.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process: Callable[[Item], None],
+        recover: Callable[[], None],
+        revive: Callable[[], None],
+        on_state: Callable[[str], None],
+        size: int = 64,
+    ) -> None:
+        self._process = process
+        self._recover = recover
+        self._revive = revive
+        self._queue: queue.Queue[Item] = queue.Queue(size)
+        self._idle = threading.Condition()
+        self._open = 0
+        self.thread = SupervisedThread(name, self._body, on_state)
+
+    def start(self) -> None:
+        """Start the thread; it recovers first."""
+        with self._idle:
+            self._open += 1
+        self.thread.start()
+
+    def submit(self, item: Item) -> None:
+        """Hand an item over; waits while the queue is full."""
+        with self._idle:
+            self._open += 1
+        while not self.thread.heartbeat.stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_S)
+            except queue.Full:
+                self._raise_if_given_up()
+                continue
+            return
+
+    @property
+    def pending(self) -> int:
+        """Items that wait or are in hand."""
+        return self._open
+
+    def wait_idle(self, heartbeat: Heartbeat) -> bool:
+        """Wait until everything handed over is done; False if told to stop meanwhile.
+
+        Raises
+        ------
+        ComponentStartError
+            If the stage was given up.
+        """
+        with self._idle:
+            while self._open and not heartbeat.stop.is_set() and not self.thread.heartbeat.stop.is_set():
+                self._idle.wait(_POLL_S)
+                heartbeat.beat()
+                self._raise_if_given_up()
+            return not self._open
+
+    def stop(self, timeout_s: float) -> bool:
+        """Stop after the item in hand; return whether it did in time."""
+        return self.thread.stop(timeout_s)
+
+    def _raise_if_given_up(self) -> None:
+        if self.thread.state.startswith("failed"):
+            raise ComponentStartError(f"{self.thread.name} was given up ({self.thread.state})")
+
+    def _body(self, heartbeat: Heartbeat) -> None:
+        while True:  # what was in the queue before a failure is in the database too: recovery covers it
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                break
+        self._patiently(lambda _: self._recover(), heartbeat)
+        with self._idle:
+            self._open = self._queue.qsize()
+            self._idle.notify_all()
+        while not heartbeat.stop.is_set():
+            heartbeat.beat()
+            try:
+                item = self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            self._patiently(lambda _, item=item: self._process(item), heartbeat)  # type: ignore[misc]
+            with self._idle:
+                self._open -= 1
+                self._idle.notify_all()
+
+    def _patiently(self, work: Callable[[Heartbeat], None], heartbeat: Heartbeat) -> None:
+        """Do the work; while the database is away, wait and do it again."""
+        delay = 0.5
+        while not heartbeat.stop.is_set():
+            try:
+                work(heartbeat)
+            except LibraryUnavailable as error:
+                logger.warning("%s waits %.1f s: %s", self.thread.name, delay, error)
+                heartbeat.stop.wait(delay)
+                delay = min(2 * delay, _LONGEST_WAIT_S)
+                self._revive()
+                continue
+            return

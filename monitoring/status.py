@@ -1,0 +1,107 @@
+"""What the daemon says of itself: one JSON object, built from the parts, without secrets. Serves /status and notebooks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from monitoring.decision_pipeline import DecisionPipeline
+from orchestration.execution.portfolio import Portfolio
+from utils.clock import isoformat
+from utils.ids import ADHOC_RUN
+
+if TYPE_CHECKING:
+    from monitoring.production_orchestrator import ProductionOrchestrator
+
+_MINIMUM_RETURNS = 20
+
+
+def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | None) -> dict[str, Any]:
+    """Return the present status as JSON values."""
+    pipeline = orchestrator.pipeline
+    library = orchestrator.get_component("experience_library")
+    learning = orchestrator.get_component("learning_loop")
+    health = orchestrator.get_component("health_checker")
+    coordinator = orchestrator.get_component("coordinator")
+    return {
+        "status": orchestrator.status,
+        "started_at": isoformat(started_at) if started_at else None,
+        "uptime_seconds": (datetime.now(UTC) - started_at).total_seconds() if started_at else 0.0,
+        "run_id": orchestrator.run.run_id if orchestrator.run else ADHOC_RUN,
+        "components": orchestrator.states,
+        "feed": _feed(pipeline) if pipeline else None,
+        "progress": _progress(pipeline) if pipeline else None,
+        "portfolio": portfolio_status(pipeline.ledger.portfolio) if pipeline else None,
+        "regime": pipeline.cycle.regimes if pipeline else {},
+        "models": coordinator.policies if coordinator else {},
+        "experience_library": _library(orchestrator, pipeline, library.location) if library else None,
+        "learning_loop": learning.snapshot() if learning else None,
+        "metrics": {"port": orchestrator.metrics_port} if orchestrator.metrics_port else None,
+        "health": health.get_system_health() if health else None,
+        "spool": {"bytes": 0},
+        "config": orchestrator.config.masked(),
+    }
+
+
+def portfolio_status(portfolio: Portfolio) -> dict[str, Any]:
+    """Return equity, cash, positions and drawdown; Sharpe only once there are 20 returns."""
+    curve = [equity for _, equity in portfolio.equity_curve]
+    peak = portfolio.peak_equity
+    return {
+        "equity": portfolio.equity,
+        "cash": portfolio.cash,
+        "drawdown": 1 - portfolio.equity / peak if peak > 0 else 0.0,
+        "sharpe": sharpe_so_far(curve),
+        "halted": portfolio.halted,
+        "positions": {p.symbol: p.quantity for p in list(portfolio.positions.values()) if p.quantity},
+        "fills": len(portfolio.trades),
+        "costs_usd": portfolio.costs_usd,
+    }
+
+
+def sharpe_so_far(equity: list[float]) -> float | None:
+    """Return the annualised Sharpe ratio of daily equity (√252, no risk-free rate), None while it means nothing.
+
+    The figure on the status page and in the metric; reports take theirs from `evaluation.decision_metrics`.
+    """
+    if len(equity) <= _MINIMUM_RETURNS:
+        return None
+    returns = [later / earlier - 1 for earlier, later in pairwise(equity)]
+    mean = sum(returns) / len(returns)
+    variance = sum((value - mean) ** 2 for value in returns) / (len(returns) - 1)
+    return float(mean / variance**0.5 * 252**0.5) if variance > 1e-18 else None
+
+
+def _feed(pipeline: DecisionPipeline) -> dict[str, Any]:
+    return {
+        "name": pipeline.feed.name,
+        "mode": pipeline.feed.mode,
+        "symbols": list(pipeline.feed.symbols),
+        "rejected": dict(pipeline.feed.rejected),
+        "queue_depth": pipeline.queue_depth,
+        "lag_seconds": pipeline.feed_age_s,
+    }
+
+
+def _progress(pipeline: DecisionPipeline) -> dict[str, Any]:
+    p = pipeline.progress
+    return {
+        "instants": p.done,
+        "of": p.total,
+        "at": isoformat(p.at) if p.at else None,
+        "decisions": p.decisions,
+        "abstentions": p.abstentions,
+        "outcomes": p.outcomes,
+        "first_decision_after_s": p.first_decision_after_s,
+        "ended": p.ended,
+    }
+
+
+def _library(orchestrator: ProductionOrchestrator, pipeline: DecisionPipeline | None, location: str) -> dict[str, Any]:
+    return {
+        "location": location,
+        "trajectories": orchestrator.library_size(),
+        "outcome_backlog": pipeline.tracker.backlog if pipeline else 0,
+        "judge_pending": pipeline.judging.pending if pipeline and pipeline.judging else 0,
+    }

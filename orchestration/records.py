@@ -1,0 +1,129 @@
+"""Turns a decision into the rows that remember it: one trajectory an agent, with what it saw and how it thought."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from data_pipeline.embeddings import Embedder
+from data_pipeline.library.trajectories import Trajectory
+from orchestration.execution.outcomes import OpenDecision, Opinion
+from utils.clock import isoformat
+from utils.ids import derived_uuid
+from utils.market_regime_detector import RegimeDetection
+from utils.schema import AgentOutput, Decision, MarketSnapshot, StrategistOutput, TechnicalOutput
+
+
+def decision_id(run_id: str, symbol: str, as_of: datetime) -> str:
+    """Return the identity of a decision."""
+    return str(derived_uuid(run_id, "decision", symbol, isoformat(as_of)))
+
+
+def trajectory_id(run_id: str, decision_id: str, agent_type: str) -> str:
+    """Return the identity of an agent's part in a decision."""
+    return str(derived_uuid(run_id, decision_id, agent_type))
+
+
+def trajectories_of(
+    run_id: str, decision: Decision, snapshot: MarketSnapshot, regime: RegimeDetection, horizon: str, embedder: Embedder
+) -> list[Trajectory]:
+    """Return the trajectories of a decision, the strategist's last; abstentions carry no embedding."""
+    outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
+    sources = {
+        "snapshot": snapshot.content_hash,
+        "session": snapshot.session.isoformat(),
+        "bars": len(snapshot.bars),
+        "news": [item.item_id for item in snapshot.news],
+        "filings": [filing.filing_id for filing in snapshot.filings],
+    }
+    rows = []
+    for output in outputs:
+        state = _market_state(output, snapshot, regime)
+        trace: dict[str, Any] = {"output": output.model_dump(mode="json", exclude_defaults=True)}
+        inputs: dict[str, Any] = sources
+        size = stop = take = None
+        if isinstance(output, StrategistOutput):
+            trace["decision"] = decision.canonical()
+            trace["steps"] = decision.workflow
+            inputs = {
+                "snapshot": snapshot.content_hash,
+                "agents": {name: trajectory_id(run_id, decision.decision_id, name) for name in sorted(decision.agents)},
+            }
+            size, stop, take = output.position_size, output.stop_loss, output.take_profit
+        rows.append(
+            Trajectory(
+                trajectory_id=trajectory_id(run_id, decision.decision_id, output.agent_type),
+                run_id=run_id,
+                decision_id=decision.decision_id,
+                timestamp=decision.as_of.timestamp(),
+                as_of=decision.as_of,
+                symbol=decision.symbol,
+                agent_type=output.agent_type,
+                recommendation=output.recommendation,
+                market_regime=decision.regime,
+                market_state=state,
+                agent_inputs=inputs,
+                reasoning=output.reasoning or (output.abstain_reason or ""),
+                confidence=output.confidence,
+                abstained=output.abstained,
+                position_size=size,
+                stop_loss=stop,
+                take_profit=take,
+                policy=output.policy,
+                evidence_hash=snapshot.content_hash,
+                workflow_trace=trace,
+                horizon=horizon,
+                embedding=None if output.abstained else embedder.embed(state),
+            )
+        )
+    return rows
+
+
+def open_decision(run_id: str, decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:
+    """Return what waits for the outcome of a decision, None if every agent abstained."""
+    opinions = tuple(
+        Opinion(
+            trajectory_id(run_id, decision.decision_id, output.agent_type),
+            output.agent_type,
+            output.recommendation,
+            output.confidence,
+            output.p_correct,
+            output.position_size if isinstance(output, StrategistOutput) else 0.0,
+            output.stop_loss if isinstance(output, StrategistOutput) else None,
+            output.take_profit if isinstance(output, StrategistOutput) else None,
+        )
+        for output in (*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist)
+        if not output.abstained
+    )
+    if not opinions:
+        return None
+    return OpenDecision(
+        decision.decision_id,
+        decision.symbol,
+        decision.as_of,
+        snapshot.session,
+        snapshot.inputs.daily_volatility,
+        opinions,
+    )
+
+
+def _market_state(output: AgentOutput, snapshot: MarketSnapshot, regime: RegimeDetection) -> dict[str, Any]:
+    """Return what the agent saw: scale-free inputs first, and for the technical agent its indicators."""
+    inputs = snapshot.inputs
+    state: dict[str, Any] = {
+        "regime": regime.overall_regime,
+        "inputs": {
+            "volatility": inputs.volatility,
+            "trend_strength": inputs.trend_strength,
+            "news_impact": inputs.news_impact,
+            "daily_volatility": inputs.daily_volatility,
+        },
+        "signals": output.signals,
+    }
+    if snapshot.price is not None:
+        state["price"] = snapshot.price
+    if isinstance(output, TechnicalOutput):
+        state["indicators"] = output.indicators
+        state["trend"] = output.trend
+        state["current_price"] = output.current_price
+    return state

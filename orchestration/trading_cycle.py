@@ -1,0 +1,253 @@
+"""One instant of the loop, from what became known to what is durable.
+
+Settle what is due, decide on every symbol, pass the risk gates, order, mark, and commit it all in one transaction. It
+is handed everything it uses and never asks what time it is; replay, paper trading and a resumed run take the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+from data_pipeline.asof_store import AsOfStore, AsOfView
+from data_pipeline.calendar import ExchangeCalendar
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library.cycle import CycleBatch, RegimeChange
+from data_pipeline.library.trajectories import Trajectory
+from orchestration.coordinator import Analysis, Coordinator
+from orchestration.execution.outcomes import OutcomeTracker, Settlement
+from orchestration.execution.paper_broker import PaperBroker
+from orchestration.execution.portfolio import Ledger
+from orchestration.execution.risk import Clamp, Proposal, RiskGate
+from orchestration.judging import JudgeItem
+from orchestration.records import open_decision, trajectories_of, trajectory_id
+from utils.clock import isoformat
+from utils.logs import logger
+from utils.schema import Decision, Instant, Order, direction
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class CycleResult:
+    """What an instant led to, after it became durable."""
+
+    at: datetime
+    decisions: list[Decision]
+    to_judge: list[JudgeItem]
+    settlement: Settlement
+
+
+class TradingCycle:
+    """Runs instants in order of time.
+
+    Parameters
+    ----------
+    config : OrchestratorConfig
+    run_id : str
+    symbols : tuple of str
+    store, calendar, coordinator, broker, ledger, tracker, library
+        The parts it works with; the ledger is the recovered one.
+    halt_file : Path
+        The kill switch: while it exists, only reductions are traded.
+    keep_trying : callable
+        Whether a commit that the database refuses is tried again.
+    """
+
+    def __init__(
+        self,
+        config: OrchestratorConfig,
+        run_id: str,
+        symbols: tuple[str, ...],
+        *,
+        store: AsOfStore,
+        calendar: ExchangeCalendar,
+        coordinator: Coordinator,
+        broker: PaperBroker,
+        ledger: Ledger,
+        tracker: OutcomeTracker,
+        library: ExperienceLibraryPostgres,
+        halt_file: Path,
+        regimes: dict[str, str] | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
+        keep_trying: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._symbols = symbols
+        self._store = store
+        self._calendar = calendar
+        self._coordinator = coordinator
+        self._broker = broker
+        self._ledger = ledger
+        self._tracker = tracker
+        self._library = library
+        self._halt_file = halt_file
+        self._regimes = dict(regimes or {})
+        self._telemetry = telemetry
+        self._keep_trying = keep_trying
+        self._risk = RiskGate(config.risk, config.execution)
+
+    @property
+    def regimes(self) -> dict[str, str]:
+        """The present regime label of each symbol."""
+        return dict(self._regimes)
+
+    def run(self, instant: Instant) -> CycleResult:
+        """Take one instant through the loop; when it returns, everything is durable.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If the commit failed and was given up; nothing of the instant is stored.
+        """
+        for update in instant.updates:
+            self._store.add(update)
+        view = self._store.as_of(instant.at)
+        self._broker.open_account(instant.at)
+        self._execute_session(view, instant)
+        self._kill_switch(instant.at)
+        settlement = self._tracker.settle(view, instant.session, instant.at, self._symbols)
+        analyses = (
+            self._coordinator.analyze(view, instant.session, self._symbols, self._ledger.portfolio)
+            if instant.decide
+            else []
+        )
+        self._trade([analysis.decision for analysis in analyses], instant.session)
+        closes = {symbol: bar.close for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
+        self._broker.mark(closes, instant.at)
+        rows = [row for analysis in analyses for row in self._rows(analysis)]
+        events, positions = self._ledger.take_pending()
+        batch = CycleBatch(
+            self._run_id, instant.at, events, positions, rows, settlement.updates, self._regime_changes(analyses)
+        )
+        self._library.commit_cycle(batch, self._keep_trying)
+        return self._publish(instant, analyses, rows, settlement)
+
+    def _execute_session(self, view: AsOfView, instant: Instant) -> None:
+        """Let the broker work the session that has just closed."""
+        bars = {symbol: bar for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
+        actions = {
+            symbol: today
+            for symbol in bars
+            if (
+                today := [
+                    a for a in view.actions(symbol, instant.session - timedelta(days=1)) if a.session == instant.session
+                ]
+            )
+        }
+        for symbol, today in actions.items():
+            for action in today:
+                if action.kind == "split":
+                    logger.info("%s split %g for 1 on %s", symbol, action.value, action.session)
+        self._broker.process_session(bars, actions, instant.at)
+
+    def _kill_switch(self, at: datetime) -> None:
+        """Halt when the file exists or the drawdown limit is passed; resume when the file is gone."""
+        portfolio = self._ledger.portfolio
+        if portfolio.halted and not self._halt_file.exists():
+            self._ledger.record("resume", at, reason="the HALT file was deleted")
+        elif not portfolio.halted and self._halt_file.exists():
+            self._ledger.record("halt", at, reason="the HALT file exists")
+        value = portfolio.value()
+        if not portfolio.halted and portfolio.peak_equity > 0:
+            drawdown = 1 - value / portfolio.peak_equity
+            if drawdown >= self._config.risk.max_drawdown:
+                reason = f"drawdown {drawdown:.2%} from the peak reached the limit {self._config.risk.max_drawdown:.0%}"
+                self._halt_file.write_text(
+                    f"{isoformat(at)} run {self._run_id}: {reason}. Delete this file to resume.\n"
+                )
+                self._ledger.record("halt", at, reason=reason)
+                logger.warning("%s: reductions only until %s is deleted", reason, self._halt_file)
+
+    def _trade(self, decisions: list[Decision], session: date) -> None:
+        """Pass decisions through the gates, in order of symbols, and order what is left."""
+        reserved = 0.0
+        for decision in decisions:
+            side = direction(decision.strategist.recommendation)
+            entry = decision.strategist.entry_target
+            if side == 0 or entry is None or (side < 0 and not self._ledger.portfolio.held(decision.symbol)):
+                continue
+            proposal = Proposal(
+                decision.symbol, "buy" if side > 0 else "sell", decision.strategist.position_size, entry
+            )
+            verdict = self._risk.check(proposal, self._ledger.portfolio, reserved)
+            for clamp in verdict.clamps:
+                self._record_clamp(decision, clamp)
+            if verdict.quantity > 0:
+                if verdict.side == "buy":
+                    reserved += verdict.quantity * entry * (1 + self._config.execution.one_way_cost)
+                self._broker.submit(
+                    Order(
+                        decision.decision_id,
+                        decision.symbol,
+                        verdict.side,
+                        verdict.quantity,
+                        decision.as_of,
+                        decision.strategist.stop_loss,
+                        decision.strategist.take_profit,
+                    )  # fmt: skip
+                )
+
+    def _record_clamp(self, decision: Decision, clamp: Clamp) -> None:
+        self._ledger.record(
+            "clamp" if clamp.action == "clamp" else "reject",
+            decision.as_of,
+            gate=clamp.gate,
+            decision_id=decision.decision_id,
+            symbol=decision.symbol,
+            before=clamp.before,
+            after=clamp.after,
+            reason=clamp.reason,
+        )
+        self._telemetry.count("risk_clamps_total", gate=clamp.gate)
+
+    def _rows(self, analysis: Analysis) -> list[Trajectory]:
+        return trajectories_of(
+            self._run_id,
+            analysis.decision,
+            analysis.snapshot,
+            analysis.regime,
+            self._config.decision.horizon,
+            self._library.embedder,
+        )
+
+    def _regime_changes(self, analyses: list[Analysis]) -> list[RegimeChange]:
+        changes = []
+        for analysis in analyses:
+            symbol, label = analysis.decision.symbol, analysis.decision.regime
+            old = self._regimes.get(symbol)
+            if old != label:
+                inputs = analysis.snapshot.inputs
+                values = {
+                    "volatility": inputs.volatility,
+                    "trend_strength": inputs.trend_strength,
+                    "news_impact": inputs.news_impact,
+                }
+                changes.append(
+                    RegimeChange(symbol, analysis.decision.as_of, old, label, values, analysis.regime.confidence)
+                )
+                self._regimes[symbol] = label
+        return changes
+
+    def _publish(
+        self, instant: Instant, analyses: list[Analysis], rows: list[Trajectory], settlement: Settlement
+    ) -> CycleResult:
+        """Tell the tracker, the judges and the metrics what is now durable."""
+        to_judge = []
+        for analysis in analyses:
+            waiting = open_decision(self._run_id, analysis.decision, analysis.snapshot)
+            if waiting is not None:
+                self._tracker.track(waiting)
+            for output in (*analysis.decision.agents.values(), analysis.decision.strategist):
+                if not output.abstained:
+                    to_judge.append(
+                        JudgeItem(trajectory_id(self._run_id, analysis.decision.decision_id, output.agent_type), output)
+                    )
+        for row in rows:
+            self._telemetry.count("trajectories_stored_total", agent_type=row.agent_type)
+        for agent_type, number in settlement.successes.items():
+            self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)
+        return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)

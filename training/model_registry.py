@@ -1,0 +1,192 @@
+"""The registry of trained models: immutable versions, and the aliases champion and previous that move between them.
+
+A version's row carries its lineage and the gate's verdict with all numbers. Moving an alias is one transaction with its
+event. ``python -m training.model_registry list|show`` prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library.trajectories import json_value
+from utils.errors import SystemFault
+from utils.hashing import canonical_json
+from utils.settings import OrchestratorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One adapter: where it lies, what its bytes hash to, what it was made from, and what the gate said of it.
+
+    `state` is trained, rejected, shadow, champion or retired; `base_dir` the folder of the base model it belongs to.
+    """
+
+    version: str
+    agent_type: str
+    training_run_id: uuid.UUID
+    path: Path
+    sha256: str
+    base_model: str
+    base_dir: Path
+    gate: dict[str, Any] | None
+    state: str
+
+
+_COLUMNS = "version, agent_type, training_run_id, path, sha256, base_model, base_revision, gate, state"
+
+
+def version_name(agent_type: str, sha256: str) -> str:
+    """Return the immutable name of an adapter: the agent and 12 digits of its hash."""
+    return f"{agent_type}@{sha256[:12]}"
+
+
+class ModelRegistry:
+    """Versions and aliases of one run.
+
+    Parameters
+    ----------
+    library : ExperienceLibraryPostgres
+        Whose database holds the registry, and whose run the aliases belong to.
+    """
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self._library = library
+
+    def register(self, cursor: psycopg.Cursor[Any], model: ModelVersion) -> None:
+        """Write a version inside the caller's transaction; the same adapter trained again updates its verdict."""
+        cursor.execute(
+            f"INSERT INTO model_versions ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) "
+            "ON CONFLICT (version) DO UPDATE SET gate = excluded.gate, state = excluded.state",
+            (
+                model.version, model.agent_type, model.training_run_id, str(model.path), model.sha256, model.base_model,
+                str(model.base_dir), json_value(model.gate), model.state,
+            ),
+        )  # fmt: skip
+
+    def promote(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
+        """Make a version champion and the former champion previous, inside the caller's transaction."""
+        former = self._alias(cursor, model.agent_type, "champion")
+        if former == model.version:
+            return
+        if former is not None:
+            self._move(cursor, model.agent_type, "previous", former, as_of, f"replaced by {model.version}")
+            cursor.execute("UPDATE model_versions SET state = 'retired' WHERE version = %s", (former,))
+        self._move(cursor, model.agent_type, "champion", model.version, as_of, reason)
+        cursor.execute("UPDATE model_versions SET state = 'champion' WHERE version = %s", (model.version,))
+
+    def champion(self, agent_type: str) -> ModelVersion | None:
+        """Return the version that serves an agent, None while rules do."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            version = self._alias(cursor, agent_type, "champion")
+            return self.get(cursor, version) if version else None
+
+    def get(self, cursor: psycopg.Cursor[Any], version: str) -> ModelVersion | None:
+        """Return a version by its name."""
+        cursor.execute(f"SELECT {_COLUMNS} FROM model_versions WHERE version = %s", (version,))
+        row = cursor.fetchone()
+        return _from_row(row) if row else None
+
+    def versions(self) -> list[ModelVersion]:
+        """Return every version, newest first."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT {_COLUMNS} FROM model_versions ORDER BY created_at DESC, version")
+            return [_from_row(row) for row in cursor]
+
+    def _alias(self, cursor: psycopg.Cursor[Any], agent_type: str, alias: str) -> str | None:
+        cursor.execute(
+            "SELECT version FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = %s",
+            (self._library.run_id, agent_type, alias),
+        )
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+    def _move(
+        self, cursor: psycopg.Cursor[Any], agent_type: str, alias: str, version: str, as_of: datetime, reason: str
+    ) -> None:
+        run_id = self._library.run_id
+        before = self._alias(cursor, agent_type, alias)
+        cursor.execute(
+            "INSERT INTO model_aliases (run_id, agent_type, alias, version, reason) VALUES (%s, %s, %s, %s, %s) "
+            "ON CONFLICT (run_id, agent_type, alias) DO UPDATE SET version = excluded.version, reason = excluded.reason",
+            (run_id, agent_type, alias, version, reason),
+        )
+        cursor.execute(
+            "INSERT INTO alias_events (run_id, agent_type, alias, old_version, new_version, reason, as_of) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            (run_id, agent_type, alias, before, version, reason, as_of),
+        )
+
+
+def _from_row(row: tuple[Any, ...]) -> ModelVersion:
+    version, agent_type, training_run_id, path, sha256, base_model, base_dir, gate, state = row
+    return ModelVersion(
+        version, agent_type, training_run_id, Path(path), sha256, base_model, Path(base_dir), gate, state
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the registry; the command line of this module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.model_registry", description="Trained models and their verdicts."
+    )
+    parser.add_argument("--config", dest="config_path", help="YAML file, by default config/system.yaml")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every version, newest first")
+    commands.add_parser("show", help="one version with its verdict").add_argument("version")
+    options = parser.parse_args(arguments)
+    try:
+        library = open_library(
+            OrchestratorConfig(**({"config_path": options.config_path} if options.config_path else {}))
+        )
+    except SystemFault as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    try:
+        models = ModelRegistry(library).versions()
+    finally:
+        library.close()
+    if options.command == "list":
+        for model in models:
+            verdict = (model.gate or {}).get("verdict", "no verdict")
+            sys.stdout.write(f"{model.version:32} {model.state:10} {verdict:22} {model.path}\n")
+        if not models:
+            sys.stdout.write("no model has been trained yet\n")
+        return 0
+    for model in models:
+        if model.version == options.version:
+            sys.stdout.write(
+                canonical_json(
+                    {"version": model.version, "state": model.state, "sha256": model.sha256, "gate": model.gate}
+                )
+                + "\n"
+            )
+            return 0
+    sys.stderr.write(f"error: there is no version {options.version!r}; 'list' shows what there is\n")
+    return 2
+
+
+def open_library(config: OrchestratorConfig) -> ExperienceLibraryPostgres:
+    """Open the configured database, without becoming its orchestrator."""
+    if config.uses_embedded_database:
+        return ExperienceLibraryPostgres.embedded(config.data_dir)
+    if config.database_url is not None:
+        return ExperienceLibraryPostgres(dsn=config.database_url.get_secret_value())
+    return ExperienceLibraryPostgres(
+        config.db_host or "localhost",
+        config.db_port,
+        config.db_name,
+        config.db_user,
+        config.db_password.get_secret_value(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

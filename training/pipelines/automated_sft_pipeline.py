@@ -1,0 +1,456 @@
+"""Fine-tunes one junior on what came true, and lets the gate decide whether the result serves.
+
+Called by the learning loop when a trigger is ready, by hand through `run_automated_sft_pipeline`, and by nobody else.
+The training is a child process; until the gate's verdict is committed the champion is untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from agents.policies.state_text import example_messages, prompt_messages
+from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
+from training import training_runs
+from training.launcher import ChildResult, run_training_child, sft_command
+from training.model_registry import ModelRegistry, ModelVersion, open_library, version_name
+from training.pipelines import gate_evidence
+from training.pipelines.gate_evidence import Call
+from training.pipelines.holdout import Split, split_by_time
+from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
+from utils.clock import Clock, WallClock, isoformat
+from utils.errors import LibraryUnavailable, TrainingFailed
+from utils.ids import derived_uuid, uuid7
+from utils.logs import logger
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+FIRST_RETRY = timedelta(hours=1)
+LONGEST_RETRY = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class SFTPipelineConfig:
+    """What the pipeline needs to know.
+
+    Attributes
+    ----------
+    min_new_trajectories : int
+        Successes that training may use and no completed run has seen.
+    retrain_interval_hours : float
+        Between two completed runs, on the Clock.
+    holdout_sessions, holdout_decisions : int
+        What the gate needs, kept from training.
+    horizon_sessions : int
+        Of the outcomes; purge and embargo are each as long.
+    one_way_cost : float
+        Of a trade, fraction of its value.
+    derived_ids : bool
+        In a replay identities follow from the run and the content; elsewhere they are time-ordered.
+    """
+
+    agent_type: str = "technical"
+    data_dir: Path = Path("var")
+    cache_dir: Path = Path("var/models/base")
+    base_model: str = "builtin:tiny"
+    min_new_trajectories: int = 100
+    retrain_interval_hours: float = 24.0
+    holdout_sessions: int = 60
+    holdout_decisions: int = 200
+    horizon_sessions: int = 5
+    one_way_cost: float = 8e-4
+    timeout_s: float = 3600.0
+    seed: int = 42
+    derived_ids: bool = False
+
+    @classmethod
+    def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> SFTPipelineConfig:
+        """Return the pipeline's part of the daemon's configuration."""
+        return cls(
+            agent_type=agent_type,
+            data_dir=config.data_dir,
+            cache_dir=config.model_cache_dir or config.data_dir / "models" / "base",
+            base_model=config.learning.base_model,
+            min_new_trajectories=config.sft_min_trajectories,
+            retrain_interval_hours=config.sft_retrain_interval_hours,
+            holdout_sessions=config.learning.holdout_sessions,
+            holdout_decisions=config.learning.holdout_decisions,
+            horizon_sessions=config.decision.horizon_sessions,
+            one_way_cost=config.execution.one_way_cost,
+            timeout_s=config.learning.train_timeout_s,
+            seed=config.random_state,
+            derived_ids=derived_ids,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a training may start, and in words what it waits for."""
+
+    ready: bool
+    new_successes: int
+    detail: str
+    split: Split | None = None
+
+
+@dataclass(slots=True)
+class _Stages:
+    done: list[str] = field(default_factory=list)
+
+
+class AutomatedSFTPipeline:
+    """One agent's fine-tuning, from trigger to verdict.
+
+    Parameters
+    ----------
+    config : SFTPipelineConfig
+    library : ExperienceLibraryPostgres, optional
+        The configured database is opened (and closed by `close`) if none is given.
+    clock : Clock
+    deploy : callable
+        Told of a version that the gate has promoted, after the promotion is committed.
+    champion_answers : callable, optional
+        Asks the serving local model about state texts; None while rules serve.
+    on_progress : callable
+        Receives the child's progress events.
+    """
+
+    def __init__(
+        self,
+        config: SFTPipelineConfig | None = None,
+        library: ExperienceLibraryPostgres | None = None,
+        *,
+        clock: Clock | None = None,
+        deploy: Callable[[ModelVersion], None] = lambda version: None,
+        on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
+        self.config = config or SFTPipelineConfig()
+        self._owned = library is None
+        self._library = library or open_library(OrchestratorConfig(data_dir=self.config.data_dir))
+        self._registry = ModelRegistry(self._library)
+        self._clock: Clock = clock or WallClock()
+        self._deploy = deploy
+        self._on_progress = on_progress
+        self._telemetry = telemetry
+        self.stop_event = threading.Event()
+
+    def close(self) -> None:
+        """Stop a training that runs, and close what this object opened."""
+        self.stop_event.set()
+        if self._owned:
+            self._library.close()
+
+    def get_training_history(self) -> list[dict[str, Any]]:
+        """Return the runs of this agent, newest first."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            found = training_runs.of_run(cursor, self._library.run_id, self.config.agent_type, "sft")
+        return [
+            {"run_id": str(run.training_run_id), "state": run.state, "started_at": run.started_at, "error": run.error}
+            for run in found
+        ]
+
+    def readiness(self, at: datetime, *, force: bool = False) -> Readiness:
+        """Say whether to train now: enough new successes, enough time, and a held-out period that allows a verdict."""
+        c = self.config
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            past = training_runs.of_run(cursor, self._library.run_id, c.agent_type, "sft")
+        if any(run.state == "running" and run.started_at == at for run in past):
+            return self._interrupted(at)
+        last = next((run for run in past if run.state == "completed"), None)
+        if not force and (wait := self._must_wait(past, last, at)):
+            return Readiness(False, 0, wait)
+        new = self._count_successes(last.data_cutoff if last else None, at)
+        if not force and new < c.min_new_trajectories:
+            return Readiness(False, new, f"{new} of {c.min_new_trajectories} new successes")
+        split = self._split(at)
+        since = last.data_cutoff if last and not force else None
+        usable = sum(
+            bool(row.success) and row.matured_at is not None and (since is None or row.matured_at >= since)
+            for row in split.train
+        )
+        if (
+            split.holdout_sessions < c.holdout_sessions
+            or len(split.holdout) < c.holdout_decisions
+            or split.train_end is None
+        ):
+            detail = f"the gate needs {c.holdout_sessions} held-out sessions and {c.holdout_decisions} decisions"
+            return Readiness(
+                False,
+                usable,
+                f"{detail}; there are {split.holdout_sessions} and {len(split.holdout)}, and nothing before them",
+            )
+        if usable < (1 if force else c.min_new_trajectories):
+            return Readiness(
+                False, usable, f"{usable} of {c.min_new_trajectories} new successes before the held-out period"
+            )
+        return Readiness(True, usable, f"{usable} new successes, {split.holdout_sessions} sessions held out", split)
+
+    def run_pipeline(
+        self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None
+    ) -> dict[str, Any]:
+        """Train and decide, if it is time.
+
+        Parameters
+        ----------
+        market_regime : str, optional
+            Train on successes of one regime only.
+        force_retrain : bool
+            Do not wait for the trigger; the held-out period is needed all the same.
+        at : datetime, optional
+            The present of the run; the clock's by default.
+
+        Returns
+        -------
+        dict
+            run_id, steps, success, duration (s), and error or skipped where there is one.
+        """
+        at = at or self._clock.now()
+        ready = self.readiness(at, force=force_retrain)
+        if not ready.ready or ready.split is None:
+            return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
+        started = time.monotonic()
+        identity = self._identity(at)
+        steps = _Stages()
+        try:
+            verdict = self._train(identity, at, ready, market_regime, steps)
+        except TrainingFailed as error:
+            self._record_failure(identity, at, str(error))
+            return {
+                "run_id": str(identity),
+                "steps": steps.done,
+                "success": False,
+                "duration": time.monotonic() - started,
+                "error": str(error),
+            }
+        result: dict[str, Any] = {
+            "run_id": str(identity),
+            "steps": steps.done,
+            "success": verdict is not None,
+            "duration": time.monotonic() - started,
+        }
+        if verdict is None:
+            return {**result, "skipped": "stopped; the run goes on at the next start"}
+        return {**result, "verdict": verdict.verdict}
+
+    def _identity(self, at: datetime) -> uuid.UUID:
+        if self.config.derived_ids:
+            return derived_uuid(self._library.run_id, "training", "sft", self.config.agent_type, isoformat(at))
+        return uuid7()
+
+    def _must_wait(
+        self, past: list[training_runs.TrainingRun], last: training_runs.TrainingRun | None, at: datetime
+    ) -> str | None:
+        """Return what to wait for: the interval after a success, the growing pause after failures."""
+        interval = timedelta(hours=self.config.retrain_interval_hours)
+        if last is not None and at - last.started_at < interval:
+            return f"last trained {isoformat(last.started_at)}; next after {self.config.retrain_interval_hours:g} h"
+        failures = 0
+        for run in past:
+            if run.state == "completed":
+                break
+            failures += run.state in ("failed", "blocked")
+        if failures:
+            pause = min(FIRST_RETRY * 2 ** (failures - 1), LONGEST_RETRY)
+            ended = next(run.ended_at for run in past if run.state in ("failed", "blocked"))
+            if ended is not None and at - ended < pause:
+                return f"{failures} failed in a row; next try {isoformat(ended + pause)}"
+        return None
+
+    def _count_successes(self, since: datetime | None, at: datetime) -> int:
+        with self._library.connection() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM trajectories WHERE run_id = %s AND agent_type = %s AND success AND NOT shadow "
+                "AND matured_at < %s AND matured_at >= %s",
+                (
+                    self._library.run_id,
+                    self.config.agent_type,
+                    at,
+                    since or datetime.min.replace(year=1, tzinfo=at.tzinfo),
+                ),
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _split(self, at: datetime) -> Split:
+        rows = self._library.get_matured_trajectories(self.config.agent_type, as_of=at)
+        return split_by_time(
+            rows, self.config.holdout_sessions, self.config.holdout_decisions, self.config.horizon_sessions
+        )
+
+    def _interrupted(self, at: datetime) -> Readiness:
+        """A run of this very instant was cut off by a kill: do it again, on the same data."""
+        split = self._split(at)
+        return Readiness(split.train_end is not None, len(split.train), "an interrupted run goes on", split)
+
+    def _train(
+        self, identity: uuid.UUID, at: datetime, ready: Readiness, market_regime: str | None, steps: _Stages
+    ) -> GateVerdict | None:
+        """Dataset, child process, gate, registry; None if told to stop."""
+        split = ready.split
+        assert split is not None and split.train_end is not None
+        dataset = self._dataset(split.train_end, market_regime)
+        steps.done.append("dataset")
+        folder = self.config.data_dir / "training" / str(identity)
+        job = self._write_job(identity, dataset, split, folder)
+        trigger = {
+            "new_successes": ready.new_successes,
+            "needed": self.config.min_new_trajectories,
+            "at": isoformat(at),
+        }
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            span = (
+                datetime.fromisoformat(dataset.from_at) if dataset.from_at else None,
+                datetime.fromisoformat(dataset.to_at) if dataset.to_at else None,
+            )
+            query = {
+                "agent_type": self.config.agent_type,
+                "matured_before": isoformat(split.train_end),
+                "market_regime": market_regime,
+            }
+            training_runs.register_dataset(
+                cursor, dataset.dataset_id, "sft", self.config.agent_type, dataset.path, dataset.rows, span, query
+            )
+            training_runs.start(
+                cursor, identity, self._library.run_id, self.config.agent_type, "sft",
+                trigger=trigger, config=job.model_dump(mode="json"), data_cutoff=split.train_end, dataset_id=dataset.dataset_id, started_at=at,
+            )  # fmt: skip
+        logger.info(
+            "training the %s agent on %d successes up to %s",
+            self.config.agent_type,
+            dataset.rows,
+            split.train_end.date(),
+        )
+        child = self._run_child(folder)
+        if child.state == "stopped":
+            return None
+        steps.done.append("train")
+        result = SFTResult.model_validate(child.result)
+        verdict = self._gate(split, result)
+        steps.done.append("gate")
+        self._conclude(identity, at, dataset, result, verdict)
+        steps.done.append("registry")
+        return verdict
+
+    def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
+        synthesis = DataSynthesisModule(
+            self._library, trigger_count=self.config.min_new_trajectories, render=example_messages
+        )
+        selection = synthesis.select(self.config.agent_type, market_regime, as_of=train_end)
+        if not selection.chosen:
+            raise TrainingFailed("there is no success to learn from in the training period")
+        return synthesis.save_sft_dataset(synthesis.examples(selection), self.config.data_dir / "datasets")
+
+    def _write_job(self, identity: uuid.UUID, dataset: SavedDataset, split: Split, folder: Path) -> SFTJob:
+        folder.mkdir(parents=True, exist_ok=True)
+        holdout = folder / "holdout.jsonl"
+        lines = (
+            json.dumps({"key": row.trajectory_id, "messages": prompt_messages(gate_evidence.state_text_of(row))}) + "\n"
+            for row in split.holdout
+        )
+        holdout.write_text("".join(lines), encoding="utf-8")
+        job = SFTJob(
+            job_id=str(identity),
+            agent_type="technical",
+            base_model=self.config.base_model,
+            cache_dir=self.config.cache_dir.resolve(),
+            dataset=dataset.path.resolve(),
+            holdout=holdout.resolve(),
+            output_dir=folder.resolve(),
+            seed=self.config.seed,
+            hyper_parameters=load_hyper_parameters(self.config.base_model),
+        )
+        (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        return job
+
+    def _run_child(self, folder: Path) -> ChildResult:
+        return run_training_child(
+            sft_command(folder / "job.json"),
+            log_path=folder / "training.log",
+            timeout_s=self.config.timeout_s,
+            result_path=folder / "result.json",
+            on_progress=self._note_progress,
+            stop_event=self.stop_event,
+        )
+
+    def _note_progress(self, event: Mapping[str, Any]) -> None:
+        if isinstance(event.get("loss"), (int, float)):
+            self._telemetry.gauge(
+                "training_loss", float(event["loss"]), agent_type=self.config.agent_type, training_type="sft"
+            )
+        self._on_progress(event)
+
+    def _gate(self, split: Split, result: SFTResult) -> GateVerdict:
+        """Compare what served in the held-out period with what the candidate answers to the same states."""
+        texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in split.holdout}
+        challenger: dict[str, Call] = {}
+        if result.predictions is not None:
+            for line in result.predictions.read_text(encoding="utf-8").splitlines():
+                answer = json.loads(line)
+                challenger[answer["key"]] = gate_evidence.read_call(texts[answer["key"]], answer["text"])
+        evidence = gate_evidence.pair(
+            split.holdout,
+            {row.trajectory_id: gate_evidence.stored_call(row) for row in split.holdout},
+            challenger,
+            horizon_sessions=self.config.horizon_sessions,
+            round_trip_cost=2 * self.config.one_way_cost,
+        )
+        settings = GateSettings(
+            min_sessions=self.config.holdout_sessions,
+            min_decisions=self.config.holdout_decisions,
+            seed=self.config.seed,
+        )
+        return evaluate_gate(evidence, settings)
+
+    def _conclude(
+        self, identity: uuid.UUID, at: datetime, dataset: SavedDataset, result: SFTResult, verdict: GateVerdict
+    ) -> None:
+        """Write version, verdict, promotion and the run's end in one transaction; then deploy."""
+        state = {"promote": "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
+        name = version_name(self.config.agent_type, result.adapter_sha256)
+        model = ModelVersion(
+            name, self.config.agent_type, identity, result.adapter_dir, result.adapter_sha256, result.base_model, result.base_dir,
+            verdict.to_dict(), state,
+        )  # fmt: skip
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            metrics = {**result.metrics, "examples": dataset.rows, "version": name, "verdict": verdict.verdict}
+            training_runs.end(cursor, identity, "completed", at, metrics=metrics, checkpoint=str(result.adapter_dir))
+            self._registry.register(cursor, model)
+            if verdict.promoted:
+                self._registry.promote(cursor, model, at, verdict.reasons[0] if verdict.reasons else "the gate")
+        agent_type = self.config.agent_type
+        self._telemetry.count("training_runs_total", agent_type=agent_type, training_type="sft")
+        self._telemetry.count(
+            "model_promotions_total" if verdict.promoted else "model_rejections_total", agent_type=agent_type
+        )
+        logger.info("the gate on %s: %s. %s", name, verdict.verdict, " ".join(verdict.reasons))
+        if verdict.promoted:
+            self._deploy(model)
+
+    def _record_failure(self, identity: uuid.UUID, at: datetime, error: str) -> None:
+        logger.error("training of the %s agent failed: %s", self.config.agent_type, error)
+        self._telemetry.count("training_runs_total", agent_type=self.config.agent_type, training_type="sft")
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            training_runs.end(cursor, identity, "failed", at, error=error[:2000])
+
+
+def run_automated_sft_pipeline(
+    agent_type: str, market_regime: str | None = None, force_retrain: bool = False
+) -> dict[str, Any]:
+    """Run the pipeline once on the configured database; for people and schedulers."""
+    pipeline = AutomatedSFTPipeline(SFTPipelineConfig(agent_type=agent_type))
+    try:
+        return pipeline.run_pipeline(market_regime, force_retrain)
+    finally:
+        pipeline.close()
+
+
+__all__ = ["AutomatedSFTPipeline", "LibraryUnavailable", "Readiness", "SFTPipelineConfig", "run_automated_sft_pipeline"]

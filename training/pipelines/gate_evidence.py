@@ -1,0 +1,111 @@
+"""Pairs champion and challenger on the held-out decisions: same states, same outcomes, same reward rule.
+
+The judges have no part in it: realised outcome is the only ground truth of the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agents.policies.state_text import is_grounded, parse_decision, technical_state_text
+from data_pipeline.library.trajectories import Trajectory
+from evaluation.gate import GateEvidence, PairedDecision
+from judge.reward_calculator import RewardCalculator, TradingOutcome
+from utils.schema import direction
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A policy's opinion on one held-out decision; an invalid one counts as a hold without conviction."""
+
+    recommendation: str
+    confidence: float
+    valid: bool = True
+    grounded: bool = True
+
+
+NO_CALL = Call("hold", 0.0, valid=False, grounded=False)
+
+
+def read_call(state_text: str, answer: str) -> Call:
+    """Return the opinion that a model's answer to a state holds."""
+    decision = parse_decision(answer)
+    if decision is None:
+        return NO_CALL
+    return Call(decision.recommendation, decision.confidence, True, is_grounded(state_text, decision))
+
+
+def stored_call(row: Trajectory) -> Call:
+    """Return the opinion that was served at the time."""
+    return Call(row.recommendation or "hold", row.confidence)
+
+
+def state_text_of(row: Trajectory) -> str:
+    """Return the state that a stored trajectory was decided on, as a model reads it."""
+    return technical_state_text(row.market_state)
+
+
+def pair(
+    rows: Sequence[Trajectory],
+    champion: Mapping[str, Call],
+    challenger: Mapping[str, Call],
+    *,
+    horizon_sessions: int,
+    round_trip_cost: float,
+) -> GateEvidence:
+    """Return the gate's evidence.
+
+    Parameters
+    ----------
+    rows : sequence of Trajectory
+        Held out, matured.
+    champion, challenger : mapping of trajectory id to Call
+        A missing call is an invalid one.
+    horizon_sessions : int
+    round_trip_cost : float
+        Fraction of the traded value; paid by a side, not by a hold.
+    """
+    calculator = RewardCalculator(volatility_scaling=True)
+    decisions = []
+    for row in rows:
+        if row.as_of is None or row.actual_return is None:
+            continue
+        old, new = champion.get(row.trajectory_id, NO_CALL), challenger.get(row.trajectory_id, NO_CALL)
+        decisions.append(
+            PairedDecision(
+                row.as_of.date(),
+                row.symbol,
+                _reward(calculator, row, old, horizon_sessions, round_trip_cost),
+                _reward(calculator, row, new, horizon_sessions, round_trip_cost),
+                _net_return(row, old, round_trip_cost),
+                _net_return(row, new, round_trip_cost),
+                new.valid,
+                new.grounded,
+                row.market_regime,
+            )
+        )
+    return GateEvidence(tuple(decisions), horizon_sessions)
+
+
+def _reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: int, cost: float) -> float:
+    if not call.valid:
+        return 0.0
+    volatility = float(row.market_state["inputs"]["daily_volatility"])
+    outcome = TradingOutcome(
+        symbol=row.symbol,
+        recommendation=call.recommendation,
+        actual_return=row.actual_return,
+        holding_period=float(horizon),
+        predicted_confidence=call.confidence,
+        costs=cost if direction(call.recommendation) else 0.0,
+        volatility=volatility or None,
+    )
+    return calculator.calculate_reward(outcome, benchmark_return=row.benchmark_return, apply_risk=False).total_reward
+
+
+def _net_return(row: Trajectory, call: Call, cost: float) -> float:
+    side = direction(call.recommendation)
+    if side == 0 or not call.valid:
+        return 0.0
+    return side * ((row.actual_return or 0.0) - (row.benchmark_return or 0.0)) - cost

@@ -1,0 +1,276 @@
+"""The learning loop: looks at its triggers as the Clock goes on and runs one training at a time.
+
+In the daemon it is driven by the learning stage, at every instant of a replay; on its own (`start_online_learning_loop`)
+it has a thread that checks at an interval. What it knows of the past stands in the database.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from training import training_runs
+from training.model_registry import ModelRegistry, ModelVersion, open_library
+from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
+from utils.clock import Clock, WallClock, isoformat
+from utils.errors import LibraryUnavailable
+from utils.logs import logger
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POLL_S = 1.0
+RECENT_TRAININGS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineLearningConfig:
+    """Triggers and database of a loop on its own; without `db_host` the embedded database below `data_dir`."""
+
+    check_interval_hours: float = 6.0
+    sft_min_new_trajectories: int = 100
+    sft_retrain_interval_hours: float = 24.0
+    rl_min_new_trajectories: int = 500
+    rl_retrain_interval_hours: float = 48.0
+    supervisor_update_interval_hours: float = 1.0
+    db_host: str | None = None
+    db_port: int = 5432
+    db_name: str = "trading_experience"
+    db_user: str = "postgres"
+    db_password: str = "postgres"  # noqa: S105 - the documented default
+    data_dir: Path = Path("var")
+
+
+class OnlineLearningLoop:
+    """Triggers, trainings and their record.
+
+    Parameters
+    ----------
+    config : OnlineLearningConfig
+    library : ExperienceLibraryPostgres
+    pipelines : list of AutomatedSFTPipeline
+    clock : Clock
+        Of `start`'s own thread.
+    """
+
+    def __init__(
+        self,
+        config: OnlineLearningConfig,
+        library: ExperienceLibraryPostgres,
+        pipelines: list[AutomatedSFTPipeline],
+        clock: Clock,
+        *,
+        owns_library: bool = False,
+        deploy: Callable[[ModelVersion], None] = lambda version: None,
+    ) -> None:
+        self.config = config
+        self._library = library
+        self._registry = ModelRegistry(library)
+        self._pipelines = pipelines
+        self._clock = clock
+        self._owns_library = owns_library
+        self._deploy = deploy
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last_check: datetime | None = None
+        self._details: dict[str, str] = {}
+        self._recent: list[dict[str, Any]] = []
+        self._trainings = 0
+        self.progress: Mapping[str, Any] | None = None
+
+    @classmethod
+    def for_daemon(
+        cls,
+        settings: OrchestratorConfig,
+        library: ExperienceLibraryPostgres,
+        clock: Clock,
+        *,
+        derived_ids: bool,
+        deploy: Callable[[ModelVersion], None],
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> OnlineLearningLoop:
+        """Build the loop of a daemon from its configuration."""
+        config = OnlineLearningConfig(
+            check_interval_hours=settings.learning_check_interval_hours,
+            sft_min_new_trajectories=settings.sft_min_trajectories,
+            sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
+            rl_min_new_trajectories=settings.rl_min_trajectories,
+        )
+        loop = cls(config, library, [], clock, deploy=deploy)
+        loop._pipelines = [
+            AutomatedSFTPipeline(
+                SFTPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
+                library, clock=clock, deploy=deploy, on_progress=loop._note_progress, telemetry=telemetry,
+            )
+            for agent_type in settings.learning.sft_agents
+        ]  # fmt: skip
+        loop._refresh()
+        return loop
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread of the loop's own checks."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def restore_champions(self) -> list[ModelVersion]:
+        """Deploy the champions that the run has; returns them."""
+        found = [v for p in self._pipelines if (v := self._registry.champion(p.config.agent_type)) is not None]
+        for version in found:
+            self._deploy(version)
+        return found
+
+    def check(self, at: datetime) -> None:
+        """Look at every trigger as of an instant, at most once an interval, and train what is ready.
+
+        The interval is aligned to the epoch and not to the last check, so that a resumed replay checks at the same
+        instants as an uninterrupted one. An instant that was checked before is checked again without effect.
+        """
+        window = self._window(at)
+        if self._last_check is not None and self._window(self._last_check) == window and self._last_check != at:
+            return
+        self._last_check = at
+        for pipeline in self._pipelines:
+            if self._stop.is_set():
+                return
+            result = pipeline.run_pipeline(at=at)
+            self._details[pipeline.config.agent_type] = str(
+                result.get("skipped") or result.get("error") or result.get("verdict")
+            )
+            if result["run_id"] is not None:
+                self.progress = None
+                self._refresh()
+
+    def get_status(self) -> dict[str, Any]:
+        """Return running, last_check, library_stats, training_log_count, recent_trainings (last 5) and triggers."""
+        try:
+            statistics: dict[str, Any] | None = self._library.get_statistics()["overall"]
+        except LibraryUnavailable:
+            statistics = None
+        return {
+            "running": not self._stop.is_set(),
+            "last_check": isoformat(self._last_check) if self._last_check else None,
+            "library_stats": statistics,
+            **self.snapshot(),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the part of the status that needs no query."""
+        triggers = [
+            {
+                "kind": "sft",
+                "agent_type": agent,
+                "needed": self.config.sft_min_new_trajectories,
+                "detail": self._details.get(agent, "not checked yet"),
+            }
+            for agent in (p.config.agent_type for p in self._pipelines)
+        ]
+        triggers.append(
+            {
+                "kind": "rl", "agent_type": "strategist", "needed": self.config.rl_min_new_trajectories,
+                "detail": "blocked: reinforcement learning of the strategist is not part of this version",
+            }
+        )  # fmt: skip
+        return {
+            "training_log_count": self._trainings,
+            "recent_trainings": self._recent,
+            "training_now": dict(self.progress) if self.progress else None,
+            "triggers": triggers,
+        }
+
+    def start(self) -> None:
+        """Check at the interval from a thread of the loop's own."""
+        if not self.running:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="online-learning", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop checking, and a training that runs; its run goes on at the next start. Idempotent."""
+        self._stop.set()
+        for pipeline in self._pipelines:
+            pipeline.stop_event.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(30)
+        self._thread = None
+
+    def close(self) -> None:
+        """Stop, and close what this loop opened."""
+        self.stop()
+        if self._owns_library:
+            self._library.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.check(self._clock.now())
+            except LibraryUnavailable as error:
+                logger.warning("the learning loop waits: %s", error)
+                self._library.revive()
+            self._stop.wait(min(self.config.check_interval_hours * 3600, 60.0))
+
+    def _window(self, at: datetime) -> int:
+        return int((at - _EPOCH).total_seconds() // (self.config.check_interval_hours * 3600))
+
+    def _note_progress(self, event: Mapping[str, Any]) -> None:
+        self.progress = event
+
+    def _refresh(self) -> None:
+        """Read the record of trainings anew."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            found = training_runs.of_run(cursor, self._library.run_id)
+            models = {
+                str(v.training_run_id): v for run in found[:RECENT_TRAININGS] if (v := self._version_of(cursor, run))
+            }
+        self._trainings = len(found)
+        self._recent = [
+            {
+                "run_id": str(run.training_run_id),
+                "agent_type": run.agent_type,
+                "kind": run.kind,
+                "state": run.state,
+                "error": run.error,
+                "data_cutoff": isoformat(run.data_cutoff) if run.data_cutoff else None,
+                "started_at": isoformat(run.started_at),
+                "examples": (run.metrics or {}).get("examples"),
+                "version": (run.metrics or {}).get("version"),
+                "gate": models[str(run.training_run_id)].gate if str(run.training_run_id) in models else None,
+            }
+            for run in found[:RECENT_TRAININGS]
+        ]
+
+    def _version_of(self, cursor: Any, run: training_runs.TrainingRun) -> ModelVersion | None:
+        version = (run.metrics or {}).get("version")
+        return self._registry.get(cursor, version) if version else None
+
+
+def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> OnlineLearningLoop:
+    """Open the database, start a loop that checks by the wall clock, and return it."""
+    config = config or OnlineLearningConfig()
+    host = {
+        "db_host": config.db_host,
+        "db_port": config.db_port,
+        "db_name": config.db_name,
+        "db_user": config.db_user,
+        "db_password": config.db_password,
+    }
+    settings = OrchestratorConfig(
+        data_dir=config.data_dir,
+        sft_min_trajectories=config.sft_min_new_trajectories,
+        sft_retrain_interval_hours=config.sft_retrain_interval_hours,
+        **({key: value for key, value in host.items() if value is not None} if config.db_host else {}),
+    )
+    library = open_library(settings)
+    clock = WallClock()
+    loop = OnlineLearningLoop(config, library, [], clock, owns_library=True)
+    loop._pipelines = [
+        AutomatedSFTPipeline(SFTPipelineConfig.from_settings(settings, agent, derived_ids=False), library, clock=clock)
+        for agent in settings.learning.sft_agents
+    ]
+    loop._refresh()
+    loop.start()
+    return loop

@@ -1,0 +1,114 @@
+"""The record of training runs and datasets in the database: what was started, on what, how it ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from data_pipeline.library.trajectories import json_value
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """One row of training_runs; times are of the Clock, virtual in a replay."""
+
+    training_run_id: uuid.UUID
+    run_id: str
+    agent_type: str
+    kind: str
+    state: str
+    trigger: dict[str, Any]
+    metrics: dict[str, Any] | None
+    data_cutoff: datetime | None
+    dataset_id: str | None
+    error: str | None
+    started_at: datetime
+    ended_at: datetime | None
+
+
+_COLUMNS = "training_run_id, run_id, agent_type, kind, state, trigger, metrics, data_cutoff, dataset_id, error, started_at, ended_at"
+
+
+def start(
+    cursor: psycopg.Cursor[Any],
+    training_run_id: uuid.UUID,
+    run_id: str,
+    agent_type: str,
+    kind: str,
+    *,
+    trigger: Mapping[str, Any],
+    config: Mapping[str, Any],
+    data_cutoff: datetime,
+    dataset_id: str,
+    started_at: datetime,
+) -> None:
+    """Record that a run begins; one that was interrupted begins again under its identity."""
+    cursor.execute(
+        "INSERT INTO training_runs (training_run_id, run_id, agent_type, kind, state, trigger, config, data_cutoff, dataset_id, started_at) "
+        "VALUES (%s, %s, %s, %s, 'running', %s, %s, %s, %s, %s) "
+        "ON CONFLICT (training_run_id) DO UPDATE SET state = 'running', error = NULL",
+        (
+            training_run_id,
+            run_id,
+            agent_type,
+            kind,
+            json_value(trigger),
+            json_value(config),
+            data_cutoff,
+            dataset_id,
+            started_at,
+        ),
+    )
+
+
+def end(
+    cursor: psycopg.Cursor[Any],
+    training_run_id: uuid.UUID,
+    state: str,
+    ended_at: datetime,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    checkpoint: str | None = None,
+    error: str | None = None,
+) -> None:
+    """Record how a run ended: completed, failed or blocked."""
+    cursor.execute(
+        "UPDATE training_runs SET state = %s, ended_at = %s, metrics = %s, checkpoint = %s, error = %s WHERE training_run_id = %s",
+        (state, ended_at, None if metrics is None else json_value(metrics), checkpoint, error, training_run_id),
+    )
+
+
+def register_dataset(
+    cursor: psycopg.Cursor[Any],
+    dataset_id: str,
+    kind: str,
+    agent_type: str,
+    path: Path,
+    rows: int,
+    span: tuple[datetime | None, datetime | None],
+    query: Mapping[str, Any],
+) -> None:
+    """Record an immutable dataset; the same content again changes nothing."""
+    cursor.execute(
+        "INSERT INTO datasets (dataset_id, kind, agent_type, path, rows, from_at, to_at, query) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
+        "ON CONFLICT (dataset_id) DO NOTHING",
+        (dataset_id, kind, agent_type, str(path), rows, *span, json_value(query)),
+    )
+
+
+def of_run(
+    cursor: psycopg.Cursor[Any], run_id: str, agent_type: str | None = None, kind: str | None = None
+) -> list[TrainingRun]:
+    """Return the training runs of a run, newest first."""
+    cursor.execute(
+        f"SELECT {_COLUMNS} FROM training_runs WHERE run_id = %s AND (%s::text IS NULL OR agent_type = %s) "
+        "AND (%s::text IS NULL OR kind = %s) ORDER BY started_at DESC, training_run_id",
+        (run_id, agent_type, agent_type, kind, kind),
+    )
+    return [TrainingRun(row[0], row[1].strip(), *row[2:]) for row in cursor]
