@@ -7,10 +7,13 @@ never reads a clock of its own, and never turns a missing answer into a neutral 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from agents.policies.base import Policy, PolicyRequest
-from utils.errors import ConfigError, ProviderError
+from utils.errors import ConfigError, DataUnavailable, ProviderError
+from utils.hashing import sha256_hex
 from utils.logs import logger
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import OUTPUT_MODELS, AgentOutput, AgentType, MarketSnapshot
@@ -129,10 +132,29 @@ class Agent:
         """Return the question of a single analysis."""
         return PolicyRequest(snapshot, self._detector.detect_regime(snapshot.inputs))
 
+    def _ask(
+        self, symbol: str, as_of: datetime | None, asked: Callable[[MarketSnapshot], PolicyRequest]
+    ) -> AgentOutput:
+        """Answer what `asked` makes of the symbol's snapshot; abstain at `as_of` where there is no data."""
+        try:
+            snapshot = self.snapshot(symbol, as_of)
+        except DataUnavailable as fault:
+            if as_of is None:
+                raise
+            return abstain(self.agent_type, symbol.upper(), as_of, str(fault), self._policy.name)
+        return self.decide_many([asked(snapshot)])[0]
+
     def _checked(self, policy: Policy) -> Policy:
         if policy.agent_type != self.agent_type:
-            raise ConfigError(f"policy {policy.name} thinks for {policy.agent_type}, not for the {self.agent_type} agent")
+            raise ConfigError(
+                f"policy {policy.name} thinks for {policy.agent_type}, not for the {self.agent_type} agent"
+            )
         return policy
+
+
+def narrowed(snapshot: MarketSnapshot, what: str, **fields: Any) -> MarketSnapshot:
+    """Return a snapshot with other `fields`, under a hash of its own: `what` says how it differs from the one it came from."""
+    return replace(snapshot, **fields, content_hash=sha256_hex(f"{snapshot.content_hash}|{what}"))
 
 
 def _answered(policy: Policy, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:

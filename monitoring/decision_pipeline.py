@@ -31,6 +31,9 @@ from utils.schema import AGENT_TYPES, Instant
 from utils.settings import OrchestratorConfig
 from utils.telemetry import Telemetry
 
+_JUDGING_LAG = 2
+"""Instants of a replay whose judging may still run while later ones are decided."""
+
 
 @dataclass
 class Progress:
@@ -184,11 +187,11 @@ class DecisionPipeline:
         self._note(instant, result)
         if self.judging is not None:
             self.judging.submit(result.to_judge)
-        if self.feed.mode == "replay" and not self._idle(self.judging, heartbeat):
-            return
         if self.learning is not None:
             self.learning.submit(instant.at)
-        if self.feed.mode == "replay":
+        if self.feed.mode != "live":
+            # a grade is first read when its decision's outcome is due: until then judging may run beside the next instants
+            self._idle(self.judging, heartbeat, min(_JUDGING_LAG, self._config.decision.horizon_sessions - 1))
             self._idle(self.learning, heartbeat)
 
     def _finish(self, heartbeat: Heartbeat) -> None:
@@ -200,8 +203,10 @@ class DecisionPipeline:
     def _wait_for_stages(self, heartbeat: Heartbeat) -> bool:
         return self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)
 
-    def _idle(self, stage: Stage[list[JudgeItem]] | Stage[datetime] | None, heartbeat: Heartbeat) -> bool:
-        return stage is None or stage.wait_idle(heartbeat)
+    def _idle(
+        self, stage: Stage[list[JudgeItem]] | Stage[datetime] | None, heartbeat: Heartbeat, backlog: int = 0
+    ) -> bool:
+        return stage is None or stage.wait_idle(heartbeat, backlog)
 
     def _note(self, instant: Instant, result: CycleResult) -> None:
         progress = self.progress

@@ -78,8 +78,8 @@ class Stage(Generic[Item]):
         """Items that wait or are in hand."""
         return self._open
 
-    def wait_idle(self, heartbeat: Heartbeat) -> bool:
-        """Wait until everything handed over is done; False if told to stop meanwhile.
+    def wait_idle(self, heartbeat: Heartbeat, backlog: int = 0) -> bool:
+        """Wait until all but `backlog` of the items handed over are done; False if told to stop meanwhile.
 
         Raises
         ------
@@ -87,11 +87,11 @@ class Stage(Generic[Item]):
             If the stage was given up.
         """
         with self._idle:
-            while self._open and not heartbeat.stop.is_set() and not self.thread.heartbeat.stop.is_set():
+            while self._open > backlog and not heartbeat.stop.is_set() and not self.thread.heartbeat.stop.is_set():
                 self._idle.wait(_POLL_S)
                 heartbeat.beat()
                 self._raise_if_given_up()
-            return not self._open
+            return self._open <= backlog
 
     def stop(self, timeout_s: float) -> bool:
         """Stop after the item in hand; return whether it did in time."""

@@ -89,7 +89,7 @@ class Coordinator:
     @property
     def policies(self) -> dict[str, str]:
         """The policy that serves each agent."""
-        return {name: agent.policy_name for name, agent in sorted(self._agents.items())}
+        return {name: agent.policy.name for name, agent in sorted(self._agents.items())}
 
     def attach(
         self, store: AsOfStore, calendar: ExchangeCalendar, symbols: tuple[str, ...], portfolio: Portfolio

@@ -188,7 +188,7 @@ class TradingCycle:
                         decision.as_of,
                         decision.strategist.stop_loss,
                         decision.strategist.take_profit,
-                    )  # fmt: skip
+                    )
                 )
 
     def _record_clamp(self, decision: Decision, clamp: Clamp) -> None:

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 
 logger = logging.getLogger("stock_agents")
 
-_SECRET_IN_TEXT = re.compile(r"((?:token|api_?key|password)=|Bearer\s+|://[^:/\s]+:)([^&@\s\"']+)", re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(
+    r"((?:token|api_?key|password)=|Bearer\s+)[^&@\s\"']+|(://[^:/\s@]+:)[^@/\s]+(?=@)", re.IGNORECASE
+)
 
 
 class RedactingFilter(logging.Filter):
@@ -25,7 +27,7 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record's message in place; always keeps the record."""
-        text = _SECRET_IN_TEXT.sub(r"\1********", record.getMessage())
+        text = _SECRET_IN_TEXT.sub(lambda m: f"{m.group(1) or m.group(2)}********", record.getMessage())
         for secret in self._secrets:
             text = text.replace(secret, "********")
         record.msg, record.args = text, ()

@@ -178,8 +178,7 @@ ENVIRONMENT: dict[str, str] = {
     "model_cache_dir": "MODEL_CACHE_DIR",
     "log_level": "LOG_LEVEL",
 }
-_SECRETS = tuple(name for name in ENVIRONMENT if name.endswith("_api_key")) + ("db_password", "database_url")
-PROVIDERS = ("finnhub", "polygon", "anthropic", "openai", "gemini")
+_SECRETS = (*(name for name in ENVIRONMENT if name.endswith("_api_key")), "db_password", "database_url")
 
 
 class OrchestratorConfig(BaseModel):

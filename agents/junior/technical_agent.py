@@ -1,15 +1,13 @@
 """The technical analyst's seat: bars in, a `TechnicalOutput` out, whatever policy thinks.
 
-The coordinator calls `decide_many`, people call `analyze`. Indicators need their warm-up, so a short period never starves
-them: it only bounds how far back levels and averages may look beyond it.
+The coordinator calls `decide_many`, people call `analyze`. A short period never starves the indicators of their warm-up.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
-from agents.base_agent import Agent
+from agents.base_agent import Agent, narrowed
 from utils.schema import AgentOutput, AgentType, BarWindow, MarketSnapshot
 
 PERIOD_BARS = {"1mo": 21, "3mo": 63, "6mo": 126, "1y": 252, "2y": 504, "5y": 1260, "max": None}
@@ -35,7 +33,7 @@ class TechnicalAgent(Agent):
         ----------
         symbol : str
         period : str
-            One of `PERIOD_BARS`; indicators look back over at least `WARM_UP_BARS`.
+            One of `PERIOD_BARS`: how far back to look, though never less than `WARM_UP_BARS`.
         interval : str
             ``1d``: snapshots hold daily bars.
         as_of : datetime, optional
@@ -50,16 +48,23 @@ class TechnicalAgent(Agent):
             raise ValueError(f"interval {interval!r}: snapshots hold daily bars, so it must be {INTERVAL}")
         if period not in PERIOD_BARS:
             raise ValueError(f"period {period!r} is none of {', '.join(PERIOD_BARS)}")
-        snapshot = self.snapshot(symbol, as_of)
-        if not isinstance(snapshot, MarketSnapshot):
-            return snapshot
-        bars = PERIOD_BARS[period]
-        if bars is not None:
-            snapshot = replace(snapshot, bars=_last(snapshot.bars, max(bars, WARM_UP_BARS)))
-        return self.decide_many([self.request(snapshot)])[0]
+        return self._ask(symbol, as_of, lambda snapshot: self.request(_recent(snapshot, PERIOD_BARS[period])))
+
+
+def _recent(snapshot: MarketSnapshot, period: int | None) -> MarketSnapshot:
+    """Return the snapshot with the bars of the period, or those that the warm-up needs."""
+    count = None if period is None else max(period, WARM_UP_BARS)
+    if count is None or len(snapshot.bars) <= count:
+        return snapshot
+    return narrowed(snapshot, f"bars:{count}", bars=_last(snapshot.bars, count))
 
 
 def _last(bars: BarWindow, count: int) -> BarWindow:
-    if len(bars) <= count:
-        return bars
-    return BarWindow(*(getattr(bars, name)[-count:] for name in ("sessions", "open", "high", "low", "close", "volume")))
+    return BarWindow(
+        bars.sessions[-count:],
+        bars.open[-count:],
+        bars.high[-count:],
+        bars.low[-count:],
+        bars.close[-count:],
+        bars.volume[-count:],
+    )

@@ -88,6 +88,8 @@ def technical_state_text(state: TechnicalOutput | Mapping[str, Any]) -> str:
         (-0.2..1.2); vol = ATR in percent of price (0..9.5). ``na`` where a number is missing.
     """
     indicators: Mapping[str, Any]
+    current: Any
+    trend: Any
     if isinstance(state, TechnicalOutput):
         indicators, current, trend = state.indicators, state.current_price, state.trend
     else:

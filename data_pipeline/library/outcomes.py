@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import psycopg
@@ -26,9 +27,12 @@ class OutcomeUpdate:
     costs: float | None = None
 
 
+_AS_TUPLE = attrgetter(*(field.name for field in fields(OutcomeUpdate)))
+
+
 def apply(cursor: psycopg.Cursor[Any], updates: Sequence[OutcomeUpdate]) -> None:
     """Write outcomes of trajectories that have none yet, all in two statements."""
-    columns = list(zip(*(astuple(update) for update in updates), strict=True))
+    columns = list(zip(*map(_AS_TUPLE, updates), strict=True))
     cursor.execute(
         """
         UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,

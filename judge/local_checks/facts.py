@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from utils.schema import direction
+from utils.schema import AgentOutput, direction
 
 NUMBER_TOLERANCE = 0.01
 VALUE_TOLERANCE = 0.005
@@ -24,7 +23,6 @@ SMALL_COUNT = 10
 """Whole numbers up to this are counts or windows in words; they are not held against the evidence."""
 
 _WORD = re.compile(r"[a-z][a-z'&-]*[a-z]")
-_NUMBER = re.compile(r"(?<![\w.,-])[-+]?\$?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?![\w]|[.,-]\d|-[a-z])")
 _WINDOWS = frozenset((12.0, 14.0, 20.0, 26.0, 30.0, 50.0, 60.0, 90.0, 100.0, 200.0, 252.0, 365.0))
 """Usual look-backs: a number that names a window is no claim about the market."""
 
@@ -40,7 +38,7 @@ class Rule(NamedTuple):
 
 
 class Facts:
-    """An output with what can be read from it; every derived value is computed when first asked for.
+    """An output with what can be read from it.
 
     Attributes
     ----------
@@ -50,80 +48,93 @@ class Facts:
         +1 buy side, -1 sell side, 0 hold.
     context : mapping
         As in `JudgeRequest`.
+    words : list of str
+        The words of the reasoning, lower case, in order.
+    named : dict of str to float
+        Numeric evidence by id, by the last part of its id, and by kind where only one item has it.
+    texts : list of str
+        Texts among the evidence.
+    cited : tuple of two ints
+        How many numbers of the reasoning match something known, and how many there are.
     """
+
+    __slots__ = ("cited", "context", "named", "output", "side", "texts", "words")
 
     def __init__(self, output: Any, context: Mapping[str, Any]) -> None:
         self.output = output
         self.side = direction(output.recommendation)
         self.context = context
-
-    @cached_property
-    def words(self) -> list[str]:
-        """The words of the reasoning, lower case, in order."""
-        return _WORD.findall(self.output.reasoning.lower())
-
-    @cached_property
-    def named(self) -> dict[str, float]:
-        """Numeric evidence by id, by the last part of its id, and by kind where only one item has it."""
-        found: dict[str, float] = {}
-        kinds: dict[str, float | None] = {}
-        for item in self.output.evidence:
-            value = item.value
-            if isinstance(value, str):
-                continue
-            found[item.id] = value
-            _, colon, tail = item.id.rpartition(":")
-            if colon:
-                found.setdefault(tail, value)
-            kinds[item.kind] = None if item.kind in kinds else value
-        for kind, only in kinds.items():
-            if only is not None:
-                found.setdefault(kind, only)
-        return found
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """Texts among the evidence, lower case."""
-        return [item.value.lower() for item in self.output.evidence if isinstance(item.value, str)]
-
-    @cached_property
-    def magnitudes(self) -> list[float]:
-        """Every number that the output may cite, as it is and in percent, by size."""
-        values = [abs(value) for value in self.named.values()]
-        for name, value in self.output:
-            if isinstance(value, float):
-                values.append(abs(value))
-            elif name in _NUMERIC_MAPS:
-                values.extend(map(abs, value.values()))
-            elif name in _NUMERIC_LISTS:
-                values.extend(value)
-        values.append(float(len(self.output.evidence)))
-        for other in (self.context.get("agent_outputs") or {}).values():
-            values.append(other.confidence)
-        values += [100 * value for value in values]
-        values.sort()
-        return values
-
-    @cached_property
-    def cited(self) -> tuple[int, int]:
-        """How many numbers of the reasoning match something known, and how many there are."""
-        matched = total = 0
-        known = self.magnitudes
-        for text in _NUMBER.findall(self.output.reasoning):
-            digits = text.replace(",", "")
-            value = float(digits)
-            whole, _, decimals = digits.partition(".")
-            if not decimals and (value <= SMALL_COUNT or value in _WINDOWS or 1990 <= value <= 2100):
-                continue
-            total += 1
-            # a printed number stands for its rounding interval; one digit alone stands for too much
-            rounding = 0.5 * 10.0 ** -len(decimals) if len((whole + decimals).lstrip("0")) > 1 else 0.0
-            reach = max(NUMBER_TOLERANCE * value, rounding) + 1e-12
-            place = bisect_left(known, value - reach)
-            matched += place < len(known) and known[place] <= value + reach
-        return matched, total
+        tokens = [token.strip(_PUNCTUATION) for token in output.reasoning.lower().split()]
+        self.words = [token for token in tokens if len(token) > 1 and token[0].isalpha()]
+        self.named, self.texts = _evidence(output)
+        self.cited = _cited(tokens, self)
 
 
+def _evidence(output: AgentOutput) -> tuple[dict[str, float], list[str]]:
+    named: dict[str, float] = {}
+    texts: list[str] = []
+    kinds: dict[str, float | None] = {}
+    for item in output.evidence:
+        value = item.value
+        if isinstance(value, str):
+            texts.append(value)
+            continue
+        named[item.id] = value
+        _, colon, tail = item.id.rpartition(":")
+        if colon:
+            named.setdefault(tail, value)
+        kinds[item.kind] = None if item.kind in kinds else value
+    for kind, only in kinds.items():
+        if only is not None:
+            named.setdefault(kind, only)
+    return named, texts
+
+
+def _magnitudes(facts: Facts) -> list[float]:
+    """Return every number that the reasoning may cite, by size."""
+    values = {abs(value) for value in facts.named.values()}
+    for name, value in facts.output.__dict__.items():
+        if isinstance(value, float):
+            values.add(abs(value))
+        elif name in _NUMERIC_MAPS:
+            values.update(map(abs, value.values()))
+        elif name in _NUMERIC_LISTS:
+            values.update(value)
+    values.add(float(len(facts.output.evidence)))
+    for other in (facts.context.get("agent_outputs") or {}).values():
+        values.add(other.confidence)
+    return sorted(values)
+
+
+def _cited(tokens: list[str], facts: Facts) -> tuple[int, int]:
+    """Count the numbers among the words, and those that match something known, as they are or as percent."""
+    known: list[float] = []
+    matched = total = 0
+    for token in tokens:
+        if not token or not token[0].isdigit() or not token.isascii():
+            continue
+        digits = token.replace(",", "")
+        whole, _, decimals = digits.partition(".")
+        if not (whole + decimals).isdigit():
+            continue
+        value = float(digits)
+        if not decimals and (value <= SMALL_COUNT or value in _WINDOWS or 1990 <= value <= 2100):
+            continue
+        total += 1
+        # a printed number stands for its rounding interval; one digit alone stands for too much
+        rounding = 0.5 * 10.0 ** -len(decimals) if len((whole + decimals).lstrip("0")) > 1 else 0.0
+        reach = max(NUMBER_TOLERANCE * value, rounding) + 1e-12
+        known = known or _magnitudes(facts)
+        matched += _near(known, value, reach) or _near(known, value / 100, reach / 100)
+    return matched, total
+
+
+def _near(known: list[float], value: float, reach: float) -> bool:
+    place = bisect_left(known, value - reach)
+    return place < len(known) and known[place] <= value + reach
+
+
+_PUNCTUATION = ".,;:!?()[]{}<>\"'`%$+-=~*/|"
 _NUMERIC_MAPS = frozenset(("indicators", "key_metrics", "signals"))
 _NUMERIC_LISTS = frozenset(("support_levels", "resistance_levels"))
 
@@ -164,7 +175,7 @@ def cites_something(facts: Facts) -> float:
     """At least two figures that match, or as many telling words from the texts in evidence."""
     matched, _ = facts.cited
     if matched < 2 and facts.texts:
-        known = {word for text in facts.texts[:_TEXTS_READ] for word in _WORD.findall(text) if len(word) > 4}
+        known = {word for text in facts.texts[:_TEXTS_READ] for word in _WORD.findall(text.lower()) if len(word) > 4}
         matched += len(known.intersection(facts.words)) // 2
     return min(1.0, matched / 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from data_pipeline.sentiment import score_text
 from judge.local_checks.facts import (
     Facts,
     Rule,
@@ -14,25 +15,6 @@ from judge.local_checks.facts import (
     sign,
 )
 
-_POSITIVE_WORDS = (
-    "beat beats beating up upgrade upgraded upgrades gain gains gained rise rises rising rose surge surges surged soar "
-    "soars soared jump jumps jumped rally rallies rallied strong stronger strongest record growth grow grows growing grew "
-    "profit profits profitable outperform outperforms bullish buy high higher raise raises raised boost boosts boosted "
-    "win wins won approval approved success successful exceed exceeds exceeded expand expands expansion optimistic improve "
-    "improves improved improvement positive upside good great best long bull breakout"
-)
-_NEGATIVE_WORDS = (
-    "miss misses missed down downgrade downgraded downgrades loss losses lose loses lost fall falls fell falling drop "
-    "drops dropped decline declines declined plunge plunges plunged sink sinks sank slump slumps weak weaker weakest cut "
-    "cuts cutting lawsuit sued sues probe investigation fraud recall recalls bearish sell low lower underperform warning "
-    "warns warned risk concern concerns fear fears bad worst worse negative downside short bear crash bankruptcy layoffs "
-    "fine fined delay delays delayed halt halted slow slows slowing slowdown disappoint disappoints disappointing"
-)
-POSITIVE = frozenset(_POSITIVE_WORDS.split())
-NEGATIVE = frozenset(_NEGATIVE_WORDS.split())
-_NEGATIONS = frozenset(
-    ("not", "no", "never", "without", "don't", "doesn't", "didn't", "won't", "isn't", "fails", "hardly")
-)
 _TOKEN = re.compile(r"[a-z']+")
 _TEXTS_READ = 20
 _EVENTS_READ = 15
@@ -41,46 +23,32 @@ _MILD = 0.25
 _CLEAR = 0.5
 
 
-def word_balance(texts: list[str]) -> tuple[float, int]:
-    """Return (positive - negative)/(all) of the telling words, -1..1, and how many there are; a negation turns a word."""
-    total = count = 0
-    for text in texts[:_TEXTS_READ]:
-        tokens = _TOKEN.findall(text)
-        if POSITIVE.isdisjoint(tokens) and NEGATIVE.isdisjoint(tokens):
-            continue
-        for place, token in enumerate(tokens):
-            value = (token in POSITIVE) - (token in NEGATIVE)
-            if value:
-                turned = not _NEGATIONS.isdisjoint(tokens[max(0, place - 2) : place])
-                total += -value if turned else value
-                count += 1
-    return (total / count if count else 0.0), count
-
-
-def _balance(facts: Facts) -> tuple[float, int]:
-    return word_balance(facts.texts or [event.headline.lower() for event in facts.output.key_events])
-
-
 def sentiment_matches_texts(facts: Facts) -> float | None:
-    """The score, on -1..1, lies near the balance of words in the texts."""
-    balance, count = _balance(facts)
-    if count < 2:
+    """The score, on -1..1, has the sign of the texts' mean and does not exaggerate it.
+
+    The evidence usually holds the weightiest of many texts, so a score that is milder than theirs is no fault.
+    """
+    texts = facts.texts[:_TEXTS_READ] or [event.headline for event in facts.output.key_events]
+    sentiments = [value for value in map(score_text, texts) if value]
+    if not sentiments:
         return None
+    heard = sum(sentiments) / len(sentiments)
     score = facts.output.sentiment_score / 2
-    if sign(balance, _MILD) * sign(score, 0.05) < 0:
+    if sign(heard, _MILD) * sign(score, 0.05) < 0:
         return 0.0
-    return ramp(abs(score - balance), 1.2, 0.6)
+    beyond = abs(score) - abs(heard) if score * heard > 0 else abs(score - heard)
+    return ramp(beyond, 0.6, 0.25)
 
 
 def sentiment_matches_signals(facts: Facts) -> float | None:
-    """The score agrees with the agent's own signals."""
+    """The score agrees with the agent's own signals, which may stretch the scale."""
     signals = facts.output.signals
     if not signals:
         return None
     stated = signals.get("sentiment")
     if stated is None:
         stated = sum(signals.values()) / len(signals)
-    return ramp(abs(facts.output.sentiment_score / 2 - stated), 0.8, 0.3)
+    return ramp(abs(facts.output.sentiment_score / 2 - stated), 1.0, 0.5)
 
 
 def sentiment_rests_on_texts(facts: Facts) -> float:

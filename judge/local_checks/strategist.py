@@ -106,7 +106,7 @@ def loss_is_small(facts: Facts) -> float:
 
 def risk_described(facts: Facts) -> float:
     """The risk is described in at least twenty letters."""
-    return ramp(sum(map(str.isalpha, facts.output.risk_assessment)), 5, 20)
+    return ramp(sum(map(str.isalpha, facts.output.risk_assessment[:60])), 5, 20)
 
 
 def names_analysts(facts: Facts) -> float:

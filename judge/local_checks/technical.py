@@ -18,6 +18,8 @@ _BOUNDED = ("rsi_14", "stoch_k", "stoch_d", "mfi_14", "adx_14")
 _MOMENTUM = {"strong_bullish": 1.0, "bullish": 0.5, "neutral": 0.0, "bearish": -0.5, "strong_bearish": -1.0}
 _TREND = {"uptrend": 1, "downtrend": -1, "sideways": 0}
 _SIGNAL = {"buy": 1, "sell": -1, "hold": 0}
+_WITHOUT_DIRECTION = frozenset(("volume", "volatility"))
+"""Signals that say how much is going on, not which way."""
 _OVERBOUGHT, _OVERSOLD = 70, 30
 _TRENDING, _TRENDLESS = 25, 20
 """ADX above which a trend counts as one, and below which it does not (Wilder 1978)."""
@@ -48,7 +50,7 @@ def trend_vote(facts: Facts) -> float | None:
 def votes_of(facts: Facts) -> list[float]:
     """Return the votes of the indicators and the stated signals, each -1..1."""
     votes = [vote for vote in (momentum_vote(facts), trend_vote(facts)) if vote is not None]
-    return votes + list(facts.output.signals.values())
+    return votes + [vote for name, vote in facts.output.signals.items() if name not in _WITHOUT_DIRECTION]
 
 
 def core_present(facts: Facts) -> float:

@@ -101,10 +101,10 @@ class Bench:
     dataset: Path
     holdout: Path
 
-    def job(self, name: str, cache: str) -> Path:
+    def job(self, name: str) -> Path:
         job = SFTJob(
             job_id=name,
-            cache_dir=self.folder / cache,
+            cache_dir=self.folder / "cache",
             dataset=self.dataset,
             holdout=self.holdout,
             output_dir=self.folder / name,
@@ -115,9 +115,9 @@ class Bench:
         path.write_text(job.model_dump_json())
         return path
 
-    def launch(self, name: str, cache: str, **arguments: Any) -> ChildResult:
+    def launch(self, name: str, **arguments: Any) -> ChildResult:
         return run_training_child(
-            sft_command(self.job(name, cache)),
+            sft_command(self.job(name)),
             log_path=self.folder / f"{name}.log",
             timeout_s=400,
             result_path=self.folder / name / "result.json",
@@ -148,7 +148,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def trained(bench: Bench) -> tuple[SFTResult, list[dict[str, Any]]]:
     events: list[Any] = []
-    child = bench.launch("first", "cache", on_progress=events.append)
+    child = bench.launch("first", on_progress=events.append)
     return SFTResult.model_validate(child.result), events
 
 
@@ -188,7 +188,7 @@ def test_a_run_stopped_and_killed_leaves_nothing_half_done_and_resumes_to_the_sa
         return lambda event: act() if event["stage"] == "sft" and event["step"] >= step else None
 
     stop = threading.Event()
-    stopped = bench.launch("second", "other-cache", stop_event=stop, on_progress=at(2, stop.set))
+    stopped = bench.launch("second", stop_event=stop, on_progress=at(2, stop.set))
     assert (stopped.state, stopped.exit_code) == ("stopped", 143)
     assert not (output / "result.json").exists()
     assert not (output / "adapter").exists()
@@ -199,7 +199,7 @@ def test_a_run_stopped_and_killed_leaves_nothing_half_done_and_resumes_to_the_sa
                 os.kill(int(entry.name), signal.SIGKILL)
 
     with pytest.raises(TrainingFailed, match="killed by SIGKILL"):
-        bench.launch("second", "other-cache", on_progress=at(10, kill_the_child))
+        bench.launch("second", on_progress=at(10, kill_the_child))
     assert not (output / "result.json").exists()
     assert not (output / "adapter").exists()
     torn = max((output / "work").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -207,7 +207,7 @@ def test_a_run_stopped_and_killed_leaves_nothing_half_done_and_resumes_to_the_sa
     shutil.copytree(torn, half)
     (half / "adapter_model.safetensors").write_bytes(b"torn")
 
-    result = SFTResult.model_validate(bench.launch("second", "other-cache").result)
+    result = SFTResult.model_validate(bench.launch("second").result)
     assert 0 < result.metrics["resumed_from_step"] < 15
     assert result.base_sha256 == trained[0].base_sha256
     assert result.adapter_sha256 == trained[0].adapter_sha256
@@ -330,7 +330,7 @@ def test_a_users_folder_is_taken_as_it_is_and_needs_weights_and_a_chat_template(
     with pytest.raises(TrainingFailed, match="no chat template"):
         resolve_base_model(str(mine), tmp_path)
     (mine / "model.safetensors").unlink()
-    with pytest.raises(TrainingFailed, match="no .*weights"):
+    with pytest.raises(TrainingFailed, match=r"no .*weights"):
         resolve_base_model(str(mine), tmp_path)
     with pytest.raises(TrainingFailed, match="neither builtin:tiny nor a folder"):
         resolve_base_model("Qwen/Qwen3-0.6B", tmp_path)

@@ -100,7 +100,7 @@ def test_the_result_file_is_returned(tmp_path: Path) -> None:
 def test_a_child_that_succeeds_without_a_readable_result_has_failed(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "result.json"
     source = "" if content is None else f"open({str(path)!r}, 'w').write({content!r})"
-    with pytest.raises(TrainingFailed, match="no readable result|JSON object"):
+    with pytest.raises(TrainingFailed, match=r"no readable result|JSON object"):
         run(tmp_path, source, result_path=path)
 
 

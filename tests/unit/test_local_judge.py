@@ -6,11 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from output_factory import AS_OF, CONTEXT, HEADLINES, INDICATORS, METRICS, OUTPUTS, news_output, technical_output
+from output_factory import AS_OF, CONTEXT, INDICATORS, METRICS, OUTPUTS, news_output, technical_output
 
 from judge.base import JudgeRequest, JudgeScore
 from judge.local_checks.facts import Facts, calibration, no_padding
-from judge.local_checks.news import word_balance
 from judge.local_judge import LocalJudge
 from judge.rubrics import load_rubric
 from utils.errors import JudgeError, LookAheadError
@@ -187,9 +186,21 @@ def test_less_context_means_less_confidence_in_the_grade() -> None:
     assert grade("strategist", context={}).confidence < grade("strategist").confidence
 
 
-def test_a_negation_turns_a_word() -> None:
-    assert word_balance(["profit does not rise"])[0] < word_balance(["profit does rise"])[0]
-    assert word_balance([text.lower() for text in HEADLINES])[0] > 0.8
+def test_a_sentiment_milder_than_its_weightiest_texts_is_no_fault_but_a_stronger_one_is() -> None:
+    texts = ("Apple sales rise slightly", "Apple opens another store", "Apple sales rise slightly again")
+    mild = tuple(e.model_copy(update={"value": text}) for e, text in zip(news_output().evidence, texts, strict=True))
+    milder, own, stronger = (
+        grade("news", sentiment_score=score, signals={}, evidence=mild).criteria_scores["Sentiment Accuracy"]
+        for score in (0.2, 0.6, 2.0)
+    )
+    assert milder == own
+    assert stronger < own
+
+
+def test_a_sentiment_follows_the_negations_of_its_texts() -> None:
+    texts = ("Apple does not beat estimates", "Analysts do not upgrade Apple", "Apple never raises its dividend")
+    negated = tuple(e.model_copy(update={"value": text}) for e, text in zip(news_output().evidence, texts, strict=True))
+    assert "the sentiment score disagrees with the words" in grade("news", evidence=negated).reasoning
 
 
 def test_conviction_beyond_the_evidence_costs_more_than_too_little() -> None:

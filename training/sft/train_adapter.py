@@ -42,7 +42,7 @@ LOSS_WINDOW = 10
 """Steps over which the final loss is averaged: the loss of one batch says little."""
 
 
-class StopRequested(Exception):  # noqa: N818 (a request, not an error)
+class StopRequested(Exception):
     """SIGTERM arrived; unwinds to `main`, which exits with `STOPPED`."""
 
 
@@ -196,7 +196,8 @@ def _train(
     if not metrics["final_loss"] < float("inf"):
         raise TrainingFailed(f"training diverged: the loss ended at {metrics['final_loss']}")
     if trainer.is_world_process_zero():
-        _save_adapter(job, trainer.model, {"identity": identity, "base_sha256": base_sha256, "metrics": metrics})
+        meta = {"identity": identity, "base_sha256": base_sha256, "metrics": metrics}
+        _save_adapter(job, trainer.model, base_dir, meta)
     trainer.accelerator.wait_for_everyone()
     del trainer, model
     gc.collect()
@@ -281,7 +282,7 @@ def _newest_checkpoint(work: Path, identity: str) -> Path | None:
     return max(whole)[1] if whole else None
 
 
-def _save_adapter(job: SFTJob, model: Any, meta: dict[str, Any]) -> None:
+def _save_adapter(job: SFTJob, model: Any, base_dir: Path, meta: dict[str, Any]) -> None:
     """Write the adapter so that equal trainings give equal bytes: no path of this machine, no order of a set."""
     aside = job.output_dir / ".adapter.aside"
     shutil.rmtree(aside, ignore_errors=True)
@@ -294,6 +295,8 @@ def _save_adapter(job: SFTJob, model: Any, meta: dict[str, Any]) -> None:
     if isinstance(content.get("target_modules"), list):
         content["target_modules"] = sorted(content["target_modules"])
     config_file.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    card = aside / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace(str(base_dir), job.base_model), encoding="utf-8")
     seal(aside, {"job_id": job.job_id, "base_model": job.base_model, **meta})
     publish(aside, job.output_dir / "adapter")
 

@@ -85,7 +85,9 @@ class FilingFigures:
         return next((self.figures[name].value for name in names if name in self.figures), None)
 
 
-def read_filings(filings: Sequence[Filing], as_of: datetime, bars: BarWindow, price: float | None) -> FilingFigures | None:
+def read_filings(
+    filings: Sequence[Filing], as_of: datetime, bars: BarWindow, price: float | None
+) -> FilingFigures | None:
     """Return what the filings say, None where none is recent or understood.
 
     Parameters

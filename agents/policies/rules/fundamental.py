@@ -64,7 +64,9 @@ class RulesFundamental:
             return abstain(self.agent_type, snapshot.symbol, snapshot.as_of, reason, self.name)
         votes = _votes(known)
         valuation = _valuation(known)
-        score = sum(WEIGHTS[name] * vote for name, vote in votes.items()) / sum(WEIGHTS[name] for name in votes or WEIGHTS)
+        score = sum(WEIGHTS[name] * vote for name, vote in votes.items()) / sum(
+            WEIGHTS[name] for name in votes or WEIGHTS
+        )
         side = 0
         if len(votes) >= MIN_VOTES and abs(score) >= SIDE_SCORE:
             side = 1 if score > 0 else -1
@@ -185,7 +187,13 @@ def _findings(known: FilingFigures, valuation: str) -> tuple[tuple[str, ...], tu
     for value, good, bad, strong, weak in (
         (known.value("revenue_growth", "earnings_growth"), 0.1, 0.0, "growing business", "shrinking business"),
         (known.value("profit_margin", "operating_margin"), 0.15, 0.0, "high margin", "losses"),
-        (known.value("interest_cover", "interest_coverage"), 6.0, 1.5, "interest well covered", "interest hardly covered"),
+        (
+            known.value("interest_cover", "interest_coverage"),
+            6.0,
+            1.5,
+            "interest well covered",
+            "interest hardly covered",
+        ),
         (known.value("current_ratio"), 1.5, 1.0, "liquid balance sheet", "short-term debts exceed liquid means"),
     ):
         if value is not None and value >= good:

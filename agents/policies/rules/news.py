@@ -1,4 +1,4 @@
-"""The news analyst by rules: age-weighted lexicon sentiment of the last week's articles, with the events behind it.
+"""The news analyst by rules: age-weighted lexicon sentiment of the recent articles, with the events behind it.
 
 Called through `agents.junior.news_agent` for every symbol at every decision. It reads texts as data: whatever an article
 says, it can only be counted.
@@ -19,7 +19,9 @@ from agents.policies.rules.figures import clip, figure
 from data_pipeline.sentiment import score_text
 from utils.schema import AgentOutput, AgentType, NewsItem, NewsOutput
 
-LOOKBACK = timedelta(days=7)
+MAX_AGE = timedelta(days=30)
+"""Bound on what is read, beyond which an article has no weight; the snapshot usually holds the last seven days."""
+
 HALF_LIFE_S = 24 * 3600.0
 MAX_ITEMS = 100
 """Newest items that are read; more add time, not information."""
@@ -32,10 +34,13 @@ SIDE_SCORE = 0.25
 """Least |score| of a side, on the scale -2..2."""
 
 STRONG_SCORE = 1.0
+STRONG_Z = 3.0
+"""Least |mean| of a strong call; out of reach of a single article."""
+
 LEAST_Z = 1.0
 """Least |mean| of a side in standard errors: a lean within the noise of the articles is none."""
 
-PRIOR_VARIANCE = 0.06
+PRIOR_VARIANCE = 0.15
 """Of one article's sentiment; keeps a handful of equal articles from looking certain."""
 
 LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.85
@@ -81,26 +86,27 @@ class RulesNews:
     name = "rules"
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        """Answer every request; without a usable article of the last seven days the answer is an abstention."""
+        """Answer every request; without a usable article the answer is an abstention."""
         return [self._decide(request) for request in requests]
 
     def _decide(self, request: PolicyRequest) -> AgentOutput:
         snapshot = request.snapshot
         reads = _read(snapshot.news, snapshot.symbol, snapshot.as_of)
         if not reads:
-            reason = "no article about the symbol in the last seven days"
+            reason = "no usable article about the symbol"
             return abstain(self.agent_type, snapshot.symbol, snapshot.as_of, reason, self.name)
         tally = _tally(reads)
         side = 0
         if abs(tally.score) >= SIDE_SCORE and abs(tally.z) >= LEAST_Z:
             side = 1 if tally.score > 0 else -1
+        strong = side and abs(tally.score) >= STRONG_SCORE and abs(tally.z) >= STRONG_Z
         word = ("sell", "hold", "buy")[side + 1]
         events, fresh = _events(reads, tally.score, snapshot.as_of)
         return NewsOutput.model_validate(
             {
                 "symbol": snapshot.symbol,
                 "as_of": snapshot.as_of,
-                "recommendation": f"strong_{word}" if side and abs(tally.score) >= STRONG_SCORE else word,
+                "recommendation": f"strong_{word}" if strong else word,
                 "confidence": figure(_confidence(side, tally)),
                 "reasoning": _reasoning(word, tally, len(reads), events),
                 "signals": {"sentiment": figure(math.tanh(1.5 * tally.score)), "agreement": _signed_agreement(tally)},
@@ -133,7 +139,7 @@ def _read(news: Sequence[NewsItem], symbol: str, as_of: datetime) -> list[_Read]
         text = item.text
         age = as_of - item.event_time
         # a text that is repeated word for word is one opinion, however often it is passed on
-        if age > LOOKBACK or text in seen or (item.tickers and symbol not in item.tickers):
+        if age > MAX_AGE or text in seen or (item.tickers and symbol not in item.tickers):
             continue
         if not (text if text.isprintable() else _headline(text)).strip():
             continue
@@ -239,6 +245,6 @@ def _reasoning(word: str, tally: _Tally, count: int, events: Sequence[tuple[_Rea
     source = events[0][0].item.source or "an unnamed source"
     verdict = "the lean is within the noise" if word == "hold" and tally.score else "the verdict follows the tone"
     return (
-        f"Age-weighted sentiment of the last week is {tone} at {tally.score:.3g} from {amount} that {harmony}; "
+        f"Age-weighted sentiment of the recent news is {tone} at {tally.score:.3g} from {amount} that {harmony}; "
         f"the weightiest comes from {source}. Recommendation {word}: {verdict}."
     )

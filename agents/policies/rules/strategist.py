@@ -46,6 +46,9 @@ STRONG_CONFIDENCE = 0.7
 LEAST_CONFIDENCE = 0.5
 """Below it there is no side."""
 
+NO_CONVICTION = 0.01
+"""An opinion held with less is none."""
+
 CONFLICT_CONFIDENCE = 0.5
 """Confidence from which on two analysts on opposite sides are a conflict that has to be named."""
 
@@ -200,7 +203,7 @@ def _votes(outputs: Mapping[str, AgentOutput], inputs: RegimeInputs) -> list[_Vo
     return [
         _Vote(name, output, expertise.get(name, OTHER_EXPERTISE) * output.confidence, VOTES[output.recommendation])
         for name, output in sorted(outputs.items())
-        if not output.abstained and output.confidence > 0
+        if not output.abstained and output.confidence >= NO_CONVICTION
     ]
 
 
@@ -222,7 +225,9 @@ def _verdict(votes: Sequence[_Vote], lean: float) -> _Verdict:
         side = 0
     conflict = _conflict(votes)
     if conflict:
-        factors.append(f"conflict of {conflict} resolved by confidence and expertise: {('sell', 'hold', 'buy')[side + 1]}")
+        factors.append(
+            f"conflict of {conflict} resolved by confidence and expertise: {('sell', 'hold', 'buy')[side + 1]}"
+        )
     return _Verdict(side, signal, confidence, tuple(factors))
 
 

@@ -211,6 +211,8 @@ def _reasoning(
     )
     if patterns:
         parts.append(f"Patterns at the newest bar: {', '.join(patterns).replace('_', ' ')}.")
-    votes = [f"{name.replace('_', ' ')} {'+' if vote > 0 else '-'}" for name, vote in signals.items() if abs(vote) > 0.1]
+    votes = [
+        f"{name.replace('_', ' ')} {'+' if vote > 0 else '-'}" for name, vote in signals.items() if abs(vote) > 0.1
+    ]
     parts.append(f"Votes: {', '.join(votes) or 'all near zero'}. Verdict: {word}{f', {note}' if note else ''}.")
     return " ".join(parts)

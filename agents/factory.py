@@ -1,0 +1,50 @@
+"""Builds the agents that a configuration asks for. Called by the coordinator; the one place that knows every class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agents.base_agent import Agent, SnapshotProvider
+from agents.junior.fundamental_agent import FundamentalAgent
+from agents.junior.news_agent import NewsAgent
+from agents.junior.technical_agent import TechnicalAgent
+from agents.policies.base import Policy
+from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
+from agents.senior.strategist_agent import StrategistAgent
+from utils.errors import ConfigError
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+
+def build_agents(
+    config: OrchestratorConfig, snapshots: SnapshotProvider | None = None, telemetry: Telemetry = NO_TELEMETRY
+) -> dict[str, Agent]:
+    """Return an agent for each seat, thinking by rules; a trained model takes a seat by `Agent.set_policy`."""
+    seats: tuple[tuple[type[Agent], Policy], ...] = (
+        (NewsAgent, RulesNews()),
+        (TechnicalAgent, RulesTechnical()),
+        (FundamentalAgent, RulesFundamental()),
+        (StrategistAgent, RulesStrategist()),
+    )
+    return {
+        str(agent.agent_type): agent(rules, fallback=rules, snapshots=snapshots, telemetry=telemetry)
+        for agent, rules in seats
+        if agent.agent_type == "strategist" or config.agent(agent.agent_type).enabled
+    }
+
+
+def local_policy(agent_type: str, version: str, base_dir: Path, adapter_dir: Path, sha256: str) -> Policy:
+    """Load a trained adapter as an agent's policy; imports torch.
+
+    Raises
+    ------
+    ConfigError
+        For an agent that no local model is trained for.
+    ProviderError
+        If the adapter is damaged or cannot be loaded.
+    """
+    if agent_type != "technical":
+        raise ConfigError(f"there is no local model for the {agent_type} agent in this version")
+    from agents.policies.local_model import LocalModelPolicy
+
+    return LocalModelPolicy("technical", version, base_dir, adapter_dir, sha256, RulesTechnical())
