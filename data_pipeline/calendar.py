@@ -6,15 +6,23 @@ array look-up. It never guesses: a date outside the range that was asked for is 
 
 from __future__ import annotations
 
-import warnings
+import json
+import subprocess
+import sys
 from bisect import bisect_left, bisect_right
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from utils.errors import ConfigError, nearest
 
 _PAD_BEFORE = timedelta(days=15)
 _PADS_AFTER = (timedelta(days=400), timedelta(days=60), timedelta(days=0))
 """Room for outcome horizons beyond the end; calendars of lunar holidays are recorded less far, hence the fall-backs."""
+
+_Session = tuple[date, datetime, datetime]
+"""A session with its opening and its close."""
 
 
 class ExchangeCalendar:
@@ -37,10 +45,10 @@ class ExchangeCalendar:
         if end < start:
             raise ConfigError(f"calendar {name}: the end {end} lies before the start {start}")
         self.name = name
-        opens, closes = _load(name, start, end)
-        self._sessions: list[date] = [day for day, _ in opens]
-        self._opens = dict(opens)
-        self._closes = dict(closes)
+        loaded = _load(name, start, end)
+        self._sessions: list[date] = [day for day, _, _ in loaded]
+        self._opens = {day: opening for day, opening, _ in loaded}
+        self._closes = {day: closing for day, _, closing in loaded}
         self._position = {day: index for index, day in enumerate(self._sessions)}
 
     @property
@@ -109,30 +117,31 @@ class ExchangeCalendar:
         return session
 
 
-def _load(name: str, start: date, end: date) -> tuple[list[tuple[date, datetime]], list[tuple[date, datetime]]]:
-    """Return (session, opening) and (session, close) pairs, ascending."""
-    with warnings.catch_warnings():
-        # exchange_calendars warns of pandas' future on import and on use; nothing that a user could act upon
-        warnings.simplefilter("ignore")
-        import exchange_calendars
-
-        known = exchange_calendars.get_calendar_names()
-        if name not in known:
-            raise ConfigError(f"feed.calendar: there is no exchange calendar {name!r}{nearest(name, known)}")
-        fault = ""
-        attempts = [(start - _PAD_BEFORE, end + pad) for pad in _PADS_AFTER]
-        for first, last in [*attempts, (start, end)]:
-            try:
-                calendar = exchange_calendars.get_calendar(name, start=first.isoformat(), end=last.isoformat())
-            except ValueError as error:
-                fault = str(error)
-                continue
-            days = [stamp.date() for stamp in calendar.sessions]
-            opens = [_utc(nanos) for nanos in calendar.opens_nanos.tolist()]
-            closes = [_utc(nanos) for nanos in calendar.closes_nanos.tolist()]
-            return list(zip(days, opens, strict=True)), list(zip(days, closes, strict=True))
+def _load(name: str, start: date, end: date) -> list[_Session]:
+    """Return the sessions, ascending, with as much room after the end as the exchange's records allow."""
+    fault = ""
+    for first, last in [*((start - _PAD_BEFORE, end + pad) for pad in _PADS_AFTER), (start, end)]:
+        answer = _ask(name, first, last)
+        if "known" in answer:
+            raise ConfigError(f"feed.calendar: there is no exchange calendar {name!r}{nearest(name, answer['known'])}")
+        if "sessions" in answer:
+            return [
+                (date.fromisoformat(day), datetime.fromtimestamp(opening, UTC), datetime.fromtimestamp(closing, UTC))
+                for day, opening, closing in answer["sessions"]
+            ]
+        fault = answer["fault"]
     raise ConfigError(f"feed.calendar: {name} does not cover {start} to {end}: {' '.join(fault.split())}")
 
 
-def _utc(nanos: int) -> datetime:
-    return datetime.fromtimestamp(nanos // 1_000_000_000, UTC)
+@lru_cache(maxsize=32)
+def _ask(name: str, first: date, last: date) -> dict[str, Any]:
+    """Ask exchange_calendars in a process of its own; see `data_pipeline.exchange_sessions`."""
+    script = Path(__file__).with_name("exchange_sessions.py")
+    # -P: the script's folder must not come before the standard library, whose calendar ours would hide
+    command = [sys.executable, "-P", str(script), name, first.isoformat(), last.isoformat()]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if child.returncode != 0:
+        last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"feed.calendar: exchange_calendars cannot be used: {last_line}; is it installed?")
+    answer: dict[str, Any] = json.loads(child.stdout)
+    return answer

@@ -89,8 +89,11 @@ class EmbeddedPostgres:
         str
             A connection URL for the database ``trading_experience``, password included.
         """
+        missing = [folder for folder in (self.home, *self.home.parents) if not folder.exists()]
         self.home.mkdir(parents=True, exist_ok=True)
         if self._account.uid is not None:
+            for folder in missing:  # whatever the umask: the server's user must get in
+                folder.chmod(0o755)
             os.chown(self.home, self._account.uid, self._account.gid or -1)
             self.home.chmod(0o755)
         lock = (self.home / "owner.lock").open("a")
@@ -173,13 +176,14 @@ class EmbeddedPostgres:
         """Create the cluster once; aside and renamed, so that a kill leaves none or a whole one."""
         if (self.cluster / "PG_VERSION").exists():
             return
-        fresh = self.home / f".initdb-{secrets.token_hex(4)}"
+        password_file = self.home / ".initdb-password"
+        password_file.unlink(missing_ok=True)
         for leftover in self.home.glob(".initdb-*"):
             shutil.rmtree(leftover)
+        fresh = self.home / f".initdb-{secrets.token_hex(4)}"
         password = secrets.token_urlsafe(24)
-        password_file = self.home / ".initdb-password"
+        password_file.touch(mode=0o600)
         password_file.write_text(password)
-        password_file.chmod(0o600)
         if self._account.uid is not None:
             os.chown(password_file, self._account.uid, -1)
         try:
@@ -189,16 +193,23 @@ class EmbeddedPostgres:
             )  # fmt: skip
         finally:
             password_file.unlink()
+        self._write_connection(password)
+        fresh.rename(self.cluster)
+
+    def _write_connection(self, password: str) -> None:
+        """Write where the server listens: a socket beside the cluster, or loopback where that path is too long."""
         in_directory = len(str(self.home)) <= _SOCKET_PATH_LIMIT
         host, port = (str(self.home), 5432) if in_directory else ("127.0.0.1", _free_port())
         aside = self._connection_file.with_suffix(".tmp")
+        aside.touch(mode=0o600)
         aside.write_text(json.dumps({"host": host, "port": port, "password": password}))
-        aside.chmod(0o600)
         aside.rename(self._connection_file)
-        fresh.rename(self.cluster)
 
     def _launch(self) -> None:
         """Start the postmaster and create the database; an orphan of a killed owner is adopted as it runs."""
+        known = json.loads(self._connection_file.read_text())
+        if known["host"].startswith("/") and known["host"] != str(self.home):
+            self._write_connection(known["password"])  # the folder was moved or copied: its old socket is not ours
         if not self._ready():
             known = json.loads(self._connection_file.read_text())
             options = dict(_SERVER_OPTIONS, port=str(known["port"]))

@@ -187,7 +187,7 @@ class ExperienceLibraryPostgres:
         as_of: datetime | None = None,
     ) -> list[Trajectory]:
         """Return successes with at least `min_reward` that had matured before `as_of` (now), best reward first."""
-        where = ["t.success", "t.reward >= %s", "t.matured_at < %s", "t.run_id = ANY(%s)"]
+        where = ["t.success", "NOT t.shadow", "t.reward >= %s", "t.matured_at < %s", "t.run_id = ANY(%s)"]
         parameters: list[Any] = [min_reward, as_of or datetime.now(UTC), self._visible_runs]
         for column, value in (("agent_type", agent_type), ("market_regime", market_regime)):
             if value is not None:

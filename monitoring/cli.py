@@ -185,8 +185,8 @@ def _present(orchestrator: ProductionOrchestrator) -> None:
 
 
 def _announce(orchestrator: ProductionOrchestrator) -> None:
-    library = orchestrator.get_component("experience_library")
-    logger.info("database: %s", library.location)
+    if (library := orchestrator.get_component("experience_library")) is not None:
+        logger.info("database: %s", library.location)
     if orchestrator.metrics_port is not None:
         logger.info("status page: http://%s:%d/", orchestrator.config.metrics_host, orchestrator.metrics_port)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from evaluation.decision_metrics import sharpe_ratio
 from monitoring.decision_pipeline import DecisionPipeline
 from orchestration.execution.portfolio import Portfolio
 from utils.clock import isoformat
@@ -52,7 +54,7 @@ def portfolio_status(portfolio: Portfolio) -> dict[str, Any]:
         "equity": portfolio.equity,
         "cash": portfolio.cash,
         "drawdown": 1 - portfolio.equity / peak if peak > 0 else 0.0,
-        "sharpe": sharpe_so_far(curve),
+        "sharpe": _sharpe(curve),
         "halted": portfolio.halted,
         "positions": {p.symbol: p.quantity for p in list(portfolio.positions.values()) if p.quantity},
         "fills": len(portfolio.trades),
@@ -60,17 +62,12 @@ def portfolio_status(portfolio: Portfolio) -> dict[str, Any]:
     }
 
 
-def sharpe_so_far(equity: list[float]) -> float | None:
-    """Return the annualised Sharpe ratio of daily equity (√252, no risk-free rate), None while it means nothing.
-
-    The figure on the status page and in the metric; reports take theirs from `evaluation.decision_metrics`.
-    """
-    if len(equity) <= _MINIMUM_RETURNS:
+def _sharpe(curve: list[float]) -> float | None:
+    """Return the Sharpe ratio so far, None while it means nothing."""
+    if len(curve) <= _MINIMUM_RETURNS:
         return None
-    returns = [later / earlier - 1 for earlier, later in pairwise(equity)]
-    mean = sum(returns) / len(returns)
-    variance = sum((value - mean) ** 2 for value in returns) / (len(returns) - 1)
-    return float(mean / variance**0.5 * 252**0.5) if variance > 1e-18 else None
+    equity = np.array(curve)
+    return sharpe_ratio(equity[1:] / equity[:-1] - 1)
 
 
 def _feed(pipeline: DecisionPipeline) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agents.factory import build_agents
-from agents.supervisor.router import FixedRouter
-
 from agents.base_agent import Agent
+from agents.factory import build_agents
 from agents.policies.base import Policy, PolicyRequest, PortfolioState
+from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -19,9 +20,9 @@ def decision_id(run_id: str, symbol: str, as_of: datetime) -> str:
     return str(derived_uuid(run_id, "decision", symbol, isoformat(as_of)))
 
 
-def trajectory_id(run_id: str, decision_id: str, agent_type: str) -> str:
-    """Return the identity of an agent's part in a decision."""
-    return str(derived_uuid(run_id, decision_id, agent_type))
+def trajectory_ids(run_id: str, decision: Decision) -> dict[str, str]:
+    """Return the identity of each agent's part in a decision."""
+    return {name: str(derived_uuid(run_id, decision.decision_id, name)) for name in (*decision.agents, "strategist")}
 
 
 def trajectories_of(
@@ -29,30 +30,21 @@ def trajectories_of(
 ) -> list[Trajectory]:
     """Return the trajectories of a decision, the strategist's last; abstentions carry no embedding."""
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
-    sources = {
-        "snapshot": snapshot.content_hash,
-        "session": snapshot.session.isoformat(),
-        "bars": len(snapshot.bars),
-        "news": [item.item_id for item in snapshot.news],
-        "filings": [filing.filing_id for filing in snapshot.filings],
-    }
+    identities = trajectory_ids(run_id, decision)
     rows = []
     for output in outputs:
         state = _market_state(output, snapshot, regime)
         trace: dict[str, Any] = {"output": output.model_dump(mode="json", exclude_defaults=True)}
-        inputs: dict[str, Any] = sources
+        inputs = _inputs(output.agent_type, snapshot)
         size = stop = take = None
         if isinstance(output, StrategistOutput):
             trace["decision"] = decision.canonical()
             trace["steps"] = decision.workflow
-            inputs = {
-                "snapshot": snapshot.content_hash,
-                "agents": {name: trajectory_id(run_id, decision.decision_id, name) for name in sorted(decision.agents)},
-            }
+            inputs["agents"] = {name: identities[name] for name in sorted(decision.agents)}
             size, stop, take = output.position_size, output.stop_loss, output.take_profit
         rows.append(
             Trajectory(
-                trajectory_id=trajectory_id(run_id, decision.decision_id, output.agent_type),
+                trajectory_id=identities[output.agent_type],
                 run_id=run_id,
                 decision_id=decision.decision_id,
                 timestamp=decision.as_of.timestamp(),
@@ -79,11 +71,11 @@ def trajectories_of(
     return rows
 
 
-def open_decision(run_id: str, decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:
+def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:
     """Return what waits for the outcome of a decision, None if every agent abstained."""
     opinions = tuple(
         Opinion(
-            trajectory_id(run_id, decision.decision_id, output.agent_type),
+            identities[output.agent_type],
             output.agent_type,
             output.recommendation,
             output.confidence,
@@ -105,6 +97,18 @@ def open_decision(run_id: str, decision: Decision, snapshot: MarketSnapshot) -> 
         snapshot.inputs.daily_volatility,
         opinions,
     )
+
+
+def _inputs(agent_type: str, snapshot: MarketSnapshot) -> dict[str, Any]:
+    """Return what an agent was given, by identity: the snapshot, and the part of it that is its own."""
+    inputs: dict[str, Any] = {"snapshot": snapshot.content_hash, "session": snapshot.session.isoformat()}
+    if agent_type == "technical":
+        inputs["bars"] = len(snapshot.bars)
+    elif agent_type == "news":
+        inputs["news"] = [item.item_id for item in snapshot.news]
+    elif agent_type == "fundamental":
+        inputs["filings"] = [filing.filing_id for filing in snapshot.filings]
+    return inputs
 
 
 def _market_state(output: AgentOutput, snapshot: MarketSnapshot, regime: RegimeDetection) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from orchestration.execution.risk import Clamp, Proposal, RiskGate
 from orchestration.judging import JudgeItem
-from orchestration.records import open_decision, trajectories_of, trajectory_id
+from orchestration.records import open_decision, trajectories_of, trajectory_ids
 from utils.clock import isoformat
 from utils.logs import logger
 from utils.schema import Decision, Instant, Order, direction
@@ -238,14 +238,13 @@ class TradingCycle:
         """Tell the tracker, the judges and the metrics what is now durable."""
         to_judge = []
         for analysis in analyses:
-            waiting = open_decision(self._run_id, analysis.decision, analysis.snapshot)
+            identities = trajectory_ids(self._run_id, analysis.decision)
+            waiting = open_decision(identities, analysis.decision, analysis.snapshot)
             if waiting is not None:
                 self._tracker.track(waiting)
             for output in (*analysis.decision.agents.values(), analysis.decision.strategist):
                 if not output.abstained:
-                    to_judge.append(
-                        JudgeItem(trajectory_id(self._run_id, analysis.decision.decision_id, output.agent_type), output)
-                    )
+                    to_judge.append(JudgeItem(identities[output.agent_type], output))
         for row in rows:
             self._telemetry.count("trajectories_stored_total", agent_type=row.agent_type)
         for agent_type, number in settlement.successes.items():

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical_json(value: Any) -> str:
     """Serialise to JSON with sorted keys and no spaces.
@@ -19,7 +21,7 @@ def canonical_json(value: Any) -> str:
     ValueError
         If a number is NaN or infinite: neither has a JSON form, and PostgreSQL's jsonb refuses them.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def sha256_hex(data: bytes | str) -> str:

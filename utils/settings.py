@@ -314,8 +314,13 @@ class OrchestratorConfig(BaseModel):
         return values
 
     def identity(self) -> dict[str, Any]:
-        """Return what decisions depend on: the configuration without places, ports, secrets and output files."""
+        """Return what decisions depend on: the configuration without places, ports, secrets and output files.
+
+        Symbols, period and source are left to the feed's own identity, which has them as they take effect: sorted, cut
+        to the data, resolved.
+        """
         irrelevant = {
+            "feed", "streaming_symbols", "replay_start", "replay_end",
             "metrics_port", "metrics_host", "health_check_interval_seconds", "db_host", "db_port", "db_name", "db_user",
             "config_path", "replay_dir", "replay_speed", "data_dir", "model_cache_dir", "exit_when_done",
             "summary_json", "decisions_jsonl", "record", "fresh", "history_dir", "log_format", "log_level",

@@ -10,9 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
 from utils.errors import LibraryConflict
@@ -74,7 +77,7 @@ class Trajectory:
     success: bool | None = None
     horizon: str | None = None
     matured_at: datetime | None = None
-    embedding: Sequence[float] | None = None
+    embedding: Sequence[float] | NDArray[np.float32] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict; times in ISO 8601."""
@@ -115,6 +118,11 @@ OUTCOME_COLUMNS = ("actual_return", "reward", "benchmark_return", "max_drawdown"
 _COLUMNS = CONTENT_COLUMNS + OUTCOME_COLUMNS
 _JSON_COLUMNS = frozenset(("market_state", "agent_inputs", "workflow_trace"))
 _INSERT_COLUMNS = (*_COLUMNS, "content_hash")
+_CONTENT_OF = attrgetter(*CONTENT_COLUMNS)
+_OUTCOME_OF = attrgetter(*OUTCOME_COLUMNS)
+_JSON_PLACES = tuple(place for place, name in enumerate(CONTENT_COLUMNS) if name in _JSON_COLUMNS)
+_AS_OF = CONTENT_COLUMNS.index("as_of")
+_SIMILAR = CONTENT_COLUMNS.index("similar_ids")
 _SELECT = ", ".join(f"t.{name}" for name in _COLUMNS)
 
 
@@ -161,7 +169,7 @@ def validate(trajectory: Trajectory) -> None:
         check_embedding(t.embedding)
 
 
-def check_embedding(embedding: Sequence[float]) -> None:
+def check_embedding(embedding: Sequence[float] | NDArray[np.float32]) -> None:
     """Raise a ValueError unless the embedding has 384 finite values."""
     if len(embedding) != EMBEDDING_DIMENSION:
         raise ValueError(f"embedding must have {EMBEDDING_DIMENSION} values, not {len(embedding)}")
@@ -177,23 +185,27 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
     ValueError
         If a JSON field holds NaN, an infinity or a NUL character.
     """
-    as_of = t.as_of or datetime.fromtimestamp(t.timestamp, UTC)
-    values: list[Any] = []
-    for name in CONTENT_COLUMNS:
-        value: Any = as_of if name == "as_of" else getattr(t, name)
-        if name in _JSON_COLUMNS and value is not None:
-            try:
-                value = canonical_json(value)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{name} is not JSON: {error}") from None
-            if "\\u0000" in value:
-                raise ValueError(f"{name} holds a NUL character, which the database cannot store")
-        elif name == "similar_ids" and value is not None:
-            value = list(value)
-        values.append(value)
+    values: list[Any] = list(_CONTENT_OF(t))
+    if values[_AS_OF] is None:
+        values[_AS_OF] = datetime.fromtimestamp(t.timestamp, UTC)
+    for place in _JSON_PLACES:
+        if values[place] is not None:
+            values[place] = _json_text(CONTENT_COLUMNS[place], values[place])
     # fields are told apart by a character that no JSON and no identity holds
-    digest = sha256_hex("\x1f".join("" if value is None else str(value) for value in values))
-    return (*values, *(getattr(t, name) for name in OUTCOME_COLUMNS), digest)
+    digest = sha256_hex("\x1f".join(["" if value is None else str(value) for value in values]))
+    if t.similar_ids is not None:
+        values[_SIMILAR] = list(t.similar_ids)
+    return (*values, *_OUTCOME_OF(t), digest)
+
+
+def _json_text(name: str, value: Any) -> str:
+    try:
+        text = canonical_json(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    if "\\u0000" in text:
+        raise ValueError(f"{name} holds a NUL character, which the database cannot store")
+    return text
 
 
 def copy_rows(cursor: psycopg.Cursor[Any], rows: Iterable[tuple[Any, ...]]) -> None:

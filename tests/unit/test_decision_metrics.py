@@ -9,7 +9,7 @@ from datetime import date, timedelta
 import numpy as np
 import pytest
 
-from evaluation.decision_metrics import ClosedTrade, Figure, buy_and_hold, summarise_performance
+from evaluation.decision_metrics import ClosedTrade, Figure, buy_and_hold, sharpe_ratio, summarise_performance
 
 
 def days(n: int) -> list[date]:
@@ -44,6 +44,13 @@ def test_a_short_run_has_figures_without_bounds() -> None:
     assert summary.strategy.sharpe.value is not None
     assert (summary.strategy.sharpe.low, summary.strategy.mean_daily_return.high) == (None, None)
     assert summary.win_rate.value == 1.0
+
+
+def test_the_sharpe_ratio_is_that_of_empyrical() -> None:
+    import empyrical
+
+    returns = np.random.default_rng(3).normal(4e-4, 0.012, 500)
+    assert sharpe_ratio(returns) == pytest.approx(float(empyrical.sharpe_ratio(returns)), rel=1e-12)
 
 
 def test_a_curve_that_stands_still_has_no_sharpe_ratio() -> None:

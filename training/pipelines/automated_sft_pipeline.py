@@ -28,7 +28,7 @@ from training.pipelines.gate_evidence import Call
 from training.pipelines.holdout import Split, split_by_time
 from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
-from utils.errors import LibraryUnavailable, TrainingFailed
+from utils.errors import TrainingFailed
 from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -118,8 +118,6 @@ class AutomatedSFTPipeline:
     clock : Clock
     deploy : callable
         Told of a version that the gate has promoted, after the promotion is committed.
-    champion_answers : callable, optional
-        Asks the serving local model about state texts; None while rules serve.
     on_progress : callable
         Receives the child's progress events.
     """
@@ -357,8 +355,10 @@ class AutomatedSFTPipeline:
             for row in split.holdout
         )
         holdout.write_text("".join(lines), encoding="utf-8")
+        champion = self._registry.champion(self.config.agent_type)
         job = SFTJob(
             job_id=str(identity),
+            champion_adapter=champion.path if champion else None,
             agent_type="technical",
             base_model=self.config.base_model,
             cache_dir=self.config.cache_dir.resolve(),
@@ -390,16 +390,14 @@ class AutomatedSFTPipeline:
 
     def _gate(self, split: Split, result: SFTResult) -> GateVerdict:
         """Compare what served in the held-out period with what the candidate answers to the same states."""
-        texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in split.holdout}
-        challenger: dict[str, Call] = {}
-        if result.predictions is not None:
-            for line in result.predictions.read_text(encoding="utf-8").splitlines():
-                answer = json.loads(line)
-                challenger[answer["key"]] = gate_evidence.read_call(texts[answer["key"]], answer["text"])
+        if result.champion_predictions is not None:
+            champion = _calls(split, result.champion_predictions)
+        else:
+            champion = {row.trajectory_id: gate_evidence.stored_call(row) for row in split.holdout}
         evidence = gate_evidence.pair(
             split.holdout,
-            {row.trajectory_id: gate_evidence.stored_call(row) for row in split.holdout},
-            challenger,
+            champion,
+            _calls(split, result.predictions),
             horizon_sessions=self.config.horizon_sessions,
             round_trip_cost=2 * self.config.one_way_cost,
         )
@@ -442,6 +440,14 @@ class AutomatedSFTPipeline:
             training_runs.end(cursor, identity, "failed", at, error=error[:2000])
 
 
+def _calls(split: Split, predictions: Path | None) -> dict[str, Call]:
+    """Return the opinions that a file of answers to the held-out states holds."""
+    texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in split.holdout}
+    lines = predictions.read_text(encoding="utf-8").splitlines() if predictions is not None else []
+    answers = map(json.loads, lines)
+    return {a["key"]: gate_evidence.read_call(texts[a["key"]], a["text"]) for a in answers}
+
+
 def run_automated_sft_pipeline(
     agent_type: str, market_regime: str | None = None, force_retrain: bool = False
 ) -> dict[str, Any]:
@@ -452,5 +458,3 @@ def run_automated_sft_pipeline(
     finally:
         pipeline.close()
 
-
-__all__ = ["AutomatedSFTPipeline", "LibraryUnavailable", "Readiness", "SFTPipelineConfig", "run_automated_sft_pipeline"]

@@ -54,6 +54,8 @@ class SFTJob(_Frozen):
         JSONL; each line has `messages`, the last one the assistant's.
     holdout : Path, optional
         JSONL of {"key": str, "messages": [system, user]}; the trained model answers each.
+    champion_adapter : Path, optional
+        The adapter that serves now; it answers the held-out states too, so that both are examined alike.
     output_dir : Path
         Receives `adapter/`, `predictions.jsonl`, `result.json`; `work/` holds checkpoints until the end.
     base_recipe : Recipe, optional
@@ -66,6 +68,7 @@ class SFTJob(_Frozen):
     cache_dir: Path
     dataset: Path
     holdout: Path | None = None
+    champion_adapter: Path | None = None
     output_dir: Path
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     hyper_parameters: SFTHyperParameters = SFTHyperParameters()
@@ -100,6 +103,7 @@ class SFTResult(_Frozen):
     adapter_sha256: str
     prompt_sha256: str
     predictions: Path | None
+    champion_predictions: Path | None = None
     metrics: dict[str, float]
 
 

@@ -109,6 +109,10 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
     if questions:
         predictions = job.output_dir / "predictions.jsonl"
         _examine(job, session, base_dir, adapter_dir, questions, predictions)
+    champion_predictions = None
+    if questions and job.champion_adapter is not None:
+        champion_predictions = job.output_dir / "champion_predictions.jsonl"
+        _examine(job, session, base_dir, job.champion_adapter, questions, champion_predictions)
     result = SFTResult(
         job_id=job.job_id,
         base_model=job.base_model,
@@ -118,6 +122,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
         adapter_sha256=sealed.digest,
         prompt_sha256=prompt_hash(),
         predictions=predictions,
+        champion_predictions=champion_predictions,
         metrics={**metrics, "total_wall_s": time.monotonic() - session.started},
     )
     write_atomically(job.output_dir / "result.json", result.model_dump_json(indent=1))

@@ -66,7 +66,7 @@ class AgentOutput(_Frozen):
     abstained: bool = False
     abstain_reason: str | None = None
     reasoning: str = Field(default="", max_length=4000)
-    signals: dict[str, Signed] = {}
+    signals: dict[str, Signed] = Field(default_factory=dict)
     evidence: tuple[Evidence, ...] = ()
     policy: str = "rules"
     latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -107,7 +107,7 @@ class TechnicalOutput(AgentOutput):
     signal: Literal["buy", "sell", "hold"] = "hold"
     trend: Literal["uptrend", "downtrend", "sideways"] = "sideways"
     momentum: Literal["strong_bullish", "bullish", "neutral", "bearish", "strong_bearish"] = "neutral"
-    indicators: dict[str, FiniteFloat] = {}
+    indicators: dict[str, FiniteFloat] = Field(default_factory=dict)
     support_levels: tuple[Price, ...] = ()
     resistance_levels: tuple[Price, ...] = ()
     patterns: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class FundamentalOutput(AgentOutput):
     valuation: Literal["undervalued", "fairly_valued", "overvalued"] = "fairly_valued"
     financial_health: Unit = 0.5
     growth_quality: Unit = 0.5
-    key_metrics: dict[str, FiniteFloat] = {}
+    key_metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
     key_strengths: tuple[str, ...] = ()
     key_risks: tuple[str, ...] = ()
     price_target: Price | None = None

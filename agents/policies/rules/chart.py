@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import talib
 
 from agents.policies.rules.figures import price_figure
+from utils.lean_imports import import_without
 from utils.schema import BarWindow
 from utils.schema.market import FloatArray
+
+talib = import_without("talib", "pandas", "polars")
 
 SWING_BARS = 3
 """Bars on either side that a swing extreme must stand out from."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 
-import talib
-
 from agents.policies.rules.figures import figure, price_figure
+from utils.lean_imports import import_without
 from utils.schema import BarWindow
+
+talib = import_without("talib", "pandas", "polars")
 
 MIN_BARS = 50
 LONG_BARS = 200

