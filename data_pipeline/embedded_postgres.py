@@ -306,14 +306,20 @@ def _binaries(account: _Account) -> Path:
     source = Path(spec.origin).parent / f"pginstall{POSTGRES_MAJOR}"
     if account.uid is None or _enterable(source):
         return source / "bin"
+    package = source.parent
     target = _SHARED_HOME / f"postgresql-{sha256_hex(str(source))[:12]}"
     if not target.exists():
         aside = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-        shutil.copytree(source, aside, symlinks=True)
-        _SHARED_HOME.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process was faster
+        # the programs look for their libraries beside the package: the copy keeps that layout
+        shutil.copytree(source, aside / package.name / source.name, symlinks=True)
+        shutil.copytree(package.with_name(f"{package.name}.libs"), aside / f"{package.name}.libs", symlinks=True)
+        for folder in (_SHARED_HOME, aside, aside / package.name):
+            folder.chmod(0o755)
+        try:
             aside.rename(target)
-    return target / "bin"
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+    return target / package.name / source.name / "bin"
 
 
 def _free_port() -> int:

@@ -70,8 +70,8 @@ class ExperienceLibraryPostgres:
         embedder: Embedder | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
-        dsn = dsn or f"postgresql://{quote(user)}:{quote(password)}@{quote(host, safe='')}:{port}/{quote(database)}"
-        self.database = Database(dsn, pool_size)
+        names = [quote(part, safe="") for part in (user, password, host, database)]
+        self.database = Database(dsn or "postgresql://{0}:{1}@{2}:{4}/{3}".format(*names, port), pool_size)
         self.run_id = run_id
         self.embedder: Embedder = embedder or FeatureHashingEmbedder()
         self._sources = tuple(experience_sources)

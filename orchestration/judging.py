@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library import evaluations
 from data_pipeline.library.evaluations import Evaluation
@@ -76,8 +78,13 @@ class Judging:
             return
         with self._library.connection() as connection, connection.cursor() as cursor:
             evaluations.store(cursor, [self._row(item, result) for item, result in results])
+        # a score counts as the database keeps it, in single precision: a resumed run reads it from there
         self._on_scores(
-            {i.trajectory_id: r.final_score for i, r in results if r.status == "ok" and r.final_score is not None}
+            {
+                item.trajectory_id: float(np.float32(result.final_score))
+                for item, result in results
+                if result.status == "ok" and result.final_score is not None
+            }
         )
         self.judged += len(results)
 

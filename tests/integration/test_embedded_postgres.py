@@ -141,9 +141,10 @@ def test_every_committed_row_survives_a_sigkill_of_the_server(start) -> None:
         for n in range(200):
             connection.execute("INSERT INTO rows VALUES (%s)", (n,))
             committed = n + 1
-        with psycopg.connect(server.url) as other:
-            other.execute("INSERT INTO rows VALUES (-1)")  # never committed
-            server.kill()
+        other = psycopg.connect(server.url)
+        other.execute("INSERT INTO rows VALUES (-1)")  # never committed
+        server.kill()
+        other.close()
     wait_until(lambda: not answers(server.url))
     assert server.ensure_running()
     with psycopg.connect(server.url) as connection:
@@ -263,6 +264,21 @@ def test_as_root_a_folder_that_others_cannot_enter_moves_the_cluster_to_the_shar
     assert server.home.parent == open_folder / "shared-home"
     assert answers(server.url)
     assert not (closed / "data").exists()
+
+
+@needs_root
+def test_as_root_programs_that_others_cannot_reach_are_copied_with_their_libraries(
+    start, open_folder, monkeypatch
+) -> None:
+    monkeypatch.setattr(embedded_postgres, "_SHARED_HOME", open_folder / "programs")
+    enterable = embedded_postgres._enterable
+    monkeypatch.setattr(
+        embedded_postgres, "_enterable", lambda path: "site-packages" not in str(path) and enterable(path)
+    )
+    server = start()
+    assert answers(server.url)
+    pid = int((server.cluster / "postmaster.pid").read_text().splitlines()[0])
+    assert Path(os.readlink(f"/proc/{pid}/exe")).is_relative_to(open_folder / "programs")
 
 
 @needs_root

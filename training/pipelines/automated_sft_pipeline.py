@@ -457,4 +457,3 @@ def run_automated_sft_pipeline(
         return pipeline.run_pipeline(market_regime, force_retrain)
     finally:
         pipeline.close()
-
