@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class EmbeddedPostgres:
         self._log = self.home / "postgres.log"
         self._connection_file = self.home / "connection.json"
         self._lock: IO[str] | None = None
+        self._lifecycle = threading.Lock()
         self._bin: Path | None = None
 
     @property
@@ -134,20 +136,22 @@ class EmbeddedPostgres:
         """Start the server again if it died under its owner; return whether it is ready."""
         if self._ready():
             return True
-        if self.owns_server:
-            logger.warning("the embedded database is down; starting it again")
-            self._launch()
-        return self._ready()
+        with self._lifecycle:  # several threads notice at once; the others find it running
+            if self.owns_server and not self._ready():
+                logger.warning("the embedded database is down; starting it again")
+                self._launch()
+            return self._ready()
 
     def stop(self) -> None:
         """Stop the server if it is ours; idempotent."""
-        if self._lock is None:
-            return
-        try:
-            if self._postmaster() is not None:
-                self._run("pg_ctl", "-D", str(self.cluster), "-m", "fast", "-t", "60", "-w", "stop", check=False)
-        finally:
-            self._release()
+        with self._lifecycle:
+            if self._lock is None:
+                return
+            try:
+                if self._postmaster() is not None:
+                    self._run("pg_ctl", "-D", str(self.cluster), "-m", "fast", "-t", "60", "-w", "stop", check=False)
+            finally:
+                self._release()
 
     def kill(self) -> None:
         """Send SIGKILL to the postmaster: what a power cut looks like. For tests of recovery."""

@@ -33,7 +33,7 @@ from orchestration.judging import JudgeItem, Judging
 from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ConfigError, LibraryUnavailable
+from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable
 from utils.ids import ADHOC_RUN, run_identity
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -346,10 +346,21 @@ class ProductionOrchestrator:
         while not heartbeat.stop.wait(_REFRESH_S):
             heartbeat.beat()
             self._snapshot = self.get_status()
+            if self._library_size is None:
+                self._revive_library()
             if self._metrics is not None:
                 self._metrics.update_from_status(self._snapshot)
             if self.pipeline is not None:
                 trades.update(self.pipeline.ledger)
+
+    def _revive_library(self) -> None:
+        """Start the embedded database again if it died while no stage had work that would have noticed."""
+        library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
+        try:
+            if library is not None:
+                library.revive()
+        except ComponentStartError as error:
+            logger.warning("%s", error)
 
     def _checks(self, library: ExperienceLibraryPostgres) -> dict[str, Check]:
         """Return the active health check of each component."""

@@ -6,10 +6,9 @@ as before it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library import evaluations
@@ -19,6 +18,9 @@ from utils.ids import derived_uuid
 from utils.logs import logger
 from utils.schema import AgentOutput, parse_output
 from utils.telemetry import NO_TELEMETRY, Telemetry
+
+SCORE_DECIMALS = 4
+"""Six digits of a score up to 100 are what a column of single precision holds for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +80,18 @@ class Judging:
             return
         with self._library.connection() as connection, connection.cursor() as cursor:
             evaluations.store(cursor, [self._row(item, result) for item, result in results])
-        # a score counts as the database keeps it, in single precision: a resumed run reads it from there
         self._on_scores(
-            {
-                item.trajectory_id: float(np.float32(result.final_score))
-                for item, result in results
-                if result.status == "ok" and result.final_score is not None
-            }
+            {item.trajectory_id: score for item, r in results if r.status == "ok" and (score := _kept(r)) is not None}
         )
         self.judged += len(results)
 
     def _grade(self, item: JudgeItem) -> ConsensusResult:
         agent_type = item.output.agent_type
+        started = time.perf_counter()
         result = self._consensus.evaluate(agent_type, item.output, f"{agent_type}_rubric")
+        self._telemetry.observe("judge_latency_seconds", time.perf_counter() - started)
+        self._telemetry.gauge("judge_effective_votes", result.effective_votes)
+        self._telemetry.gauge("judge_alpha_ratio", result.alpha)
         self._telemetry.count("judge_evaluations_total", agent_type=agent_type)
         if result.final_score is not None:
             self._telemetry.observe("judge_scores", result.final_score, agent_type=agent_type)
@@ -105,7 +106,7 @@ class Judging:
             derived_uuid(self._run_id, "evaluation", item.trajectory_id),
             item.trajectory_id,
             result.status,
-            result.final_score,
+            _kept(result),
             result.confidence,
             result.agreement_level,
             result.effective_votes,
@@ -122,3 +123,8 @@ class Judging:
             ],
             [dict(excluded) for excluded in result.excluded],
         )
+
+
+def _kept(result: ConsensusResult) -> float | None:
+    """Return the score at a precision that the database gives back as it was, so that a resumed run reads the same."""
+    return None if result.final_score is None else round(result.final_score, SCORE_DECIMALS)

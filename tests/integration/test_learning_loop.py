@@ -1,0 +1,205 @@
+"""The learning loop on a real database and real training children: triggers, verdicts, promotion, failure, restart.
+
+The experiences are generated: the right side follows the RSI, and what served until now guessed. They show the
+mechanics of learning, not performance.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
+from data_pipeline.library import trajectories
+from training.model_registry import ModelRegistry, ModelVersion
+from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
+from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
+from utils.clock import VirtualClock
+
+pytestmark = pytest.mark.timeout(600)
+
+START = datetime(2014, 1, 6, 21, tzinfo=UTC)
+HORIZON = 5
+SYMBOLS = tuple(f"S{number:02d}" for number in range(10))
+
+
+def experience(session: int, symbol: str, rng: random.Random) -> Trajectory:
+    """One matured call: the serving policy guesses, the instrument rises where the RSI is above 50."""
+    rsi = rng.uniform(20, 80)
+    drift = (rsi - 50) / 15
+    actual = 0.03 if rsi >= 50 else -0.03
+    recommendation = rng.choice(["buy", "sell"])
+    correct = (recommendation == "buy") == (actual > 0)
+    as_of = START + timedelta(days=session)
+    return Trajectory(
+        trajectory_id=f"{symbol}-{session}",
+        timestamp=as_of.timestamp(),
+        as_of=as_of,
+        symbol=symbol,
+        agent_type="technical",
+        recommendation=recommendation,
+        market_regime="neutral",
+        market_state={
+            "inputs": {"daily_volatility": 0.015},
+            "indicators": {
+                "rsi_14": rsi,
+                "macd": 0.3 * drift,
+                "macd_signal": 0.0,
+                "sma_20": 100 - 2 * drift,
+                "sma_50": 100 - 4 * drift,
+                "stoch_k": min(max(50 + 25 * drift, 0.0), 100.0),
+                "mfi_14": 50.0,
+                "adx_14": 25.0,
+                "bb_upper": 104.0,
+                "bb_lower": 96.0,
+                "atr_14": 2.0,
+            },
+            "current_price": 100.0,
+            "trend": "uptrend" if drift > 0.5 else "downtrend" if drift < -0.5 else "sideways",
+        },
+        agent_inputs={},
+        reasoning="a guess",
+        confidence=0.7,
+        policy="rules",
+        actual_return=actual,
+        benchmark_return=0.0,
+        reward=1.0 if correct else -1.0,
+        success=correct,
+        costs=0.0016,
+        matured_at=as_of + timedelta(days=HORIZON),
+    )
+
+
+def fill(
+    library: ExperienceLibraryPostgres, sessions: range, rng: random.Random, symbols: tuple[str, ...] = SYMBOLS
+) -> None:
+    rows = [experience(session, symbol, rng) for session in sessions for symbol in symbols]
+    with library.connection() as connection, connection.cursor() as cursor:
+        trajectories.copy_rows(cursor, map(trajectories.as_row, rows))
+
+
+@pytest.fixture
+def library(fresh_database: str) -> Iterator[ExperienceLibraryPostgres]:
+    opened = ExperienceLibraryPostgres(dsn=fresh_database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make_loop(
+    library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
+) -> Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]]:
+    def make(check_interval_hours: float = 6.0, **changes: object) -> tuple[OnlineLearningLoop, list[ModelVersion]]:
+        deployed: list[ModelVersion] = []
+        config = SFTPipelineConfig(
+            data_dir=tmp_path,
+            cache_dir=model_cache,
+            derived_ids=True,
+            timeout_s=400,
+            **changes,  # type: ignore[arg-type]
+        )
+        pipeline = AutomatedSFTPipeline(config, library, clock=VirtualClock(START), deploy=deployed.append)
+        triggers = OnlineLearningConfig(check_interval_hours=check_interval_hours)
+        return OnlineLearningLoop(triggers, library, [pipeline], VirtualClock(START), deploy=deployed.append), deployed
+
+    return make
+
+
+def detail(loop: OnlineLearningLoop) -> str:
+    return next(t["detail"] for t in loop.get_status()["triggers"] if t["kind"] == "sft")
+
+
+def test_a_better_model_is_promoted_deployed_and_restored_after_a_restart(
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+) -> None:
+    fill(library, range(200), random.Random(5))
+    at = START + timedelta(days=200 + HORIZON)
+    loop, deployed = make_loop()
+    loop.check(at)
+    (training,) = loop.get_status()["recent_trainings"]
+    gate = training["gate"]
+    assert training["state"] == "completed"
+    assert gate["verdict"] == "promote", gate["reasons"]
+    assert gate["sessions"] >= 60
+    assert gate["reward"]["lower_bound"] > 0
+    assert gate["validity"] >= 0.9
+    champion = ModelRegistry(library).champion("technical")
+    assert champion is not None
+    assert champion.state == "champion"
+    assert [version.version for version in deployed] == [champion.version]
+    loop.check(at)
+    assert loop.get_status()["training_log_count"] == 1
+    restarted, restored = make_loop()
+    assert [version.version for version in restarted.restore_champions()] == [champion.version]
+    assert [version.sha256 for version in restored] == [champion.sha256]
+    # what is trained next is compared with the champion's answers, not with the guesses stored before it served
+    fill(library, range(205, 290), random.Random(6))
+    loop.check(START + timedelta(days=290 + HORIZON))
+    second = loop.get_status()["recent_trainings"][0]["gate"]
+    assert second["reward"]["champion_mean"] > gate["reward"]["champion_mean"] + 0.5
+    assert second["verdict"] == "reject", second["reasons"]
+    assert ModelRegistry(library).champion("technical") == champion
+
+
+def test_too_little_history_trains_nothing_and_says_what_is_missing(
+    library: ExperienceLibraryPostgres, make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]]
+) -> None:
+    loop, _ = make_loop()
+    loop.check(START)
+    assert detail(loop) == "0 of 100 new successes"
+    fill(library, range(50), random.Random(1))
+    loop.check(START + timedelta(days=80))
+    assert "60 held-out sessions" in detail(loop)
+    assert loop.get_status()["training_log_count"] == 0
+
+
+def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_after_a_growing_pause(
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+    tmp_path: Path,
+) -> None:
+    fill(library, range(200), random.Random(5), SYMBOLS[:4])
+    broken = tmp_path / "no_model"
+    broken.mkdir()
+    loop, deployed = make_loop(check_interval_hours=0.25, base_model=str(broken))
+    first = START + timedelta(days=206)
+    loop.check(first)
+    (training,) = loop.get_status()["recent_trainings"]
+    assert training["state"] == "failed"
+    assert str(broken) in training["error"]
+    loop.check(first + timedelta(minutes=45))
+    assert loop.get_status()["training_log_count"] == 1
+    loop.check(first + timedelta(minutes=65))
+    assert loop.get_status()["training_log_count"] == 2
+    loop.check(first + timedelta(minutes=65 + 105))
+    assert loop.get_status()["training_log_count"] == 2
+    assert "2 failed in a row" in detail(loop)
+    assert deployed == []
+    assert ModelRegistry(library).champion("technical") is None
+
+
+def test_a_damaged_champion_is_refused_and_names_the_version(
+    library: ExperienceLibraryPostgres, make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]]
+) -> None:
+    from agents.factory import local_policy
+    from utils.errors import ProviderError
+
+    fill(library, range(200), random.Random(5))
+    loop, deployed = make_loop()
+    loop.check(START + timedelta(days=205))
+    (version,) = deployed
+    weights = version.path / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(ProviderError, match=version.version):
+        local_policy("technical", version.version, version.base_dir, version.path, version.sha256)
+    shutil.rmtree(version.path)
+    with pytest.raises(ProviderError, match=version.version):
+        local_policy("technical", version.version, version.base_dir, version.path, version.sha256)
