@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate
 from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.trajectories import Trajectory, check_embedding
+from utils.clock import ensure_utc
 from utils.errors import LibraryUnavailable
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.logs import logger
@@ -127,11 +129,9 @@ class ExperienceLibraryPostgres:
                 embedding = (
                     trajectory.embedding if trajectory.embedding is not None else self.embed(trajectory.market_state)
                 )
-                values = {
-                    **{name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__},
-                    "embedding": embedding,
-                }
-                similarity.insert_row(cursor, similarity.embedding_row(Trajectory(**values), self.embedder.model))
+                if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                    embedded = replace(trajectory, embedding=embedding)
+                    similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
         self._telemetry.count("trajectories_stored_total", agent_type=trajectory.agent_type)
         return True
 
@@ -155,7 +155,13 @@ class ExperienceLibraryPostgres:
         LibraryConflict
             If another outcome is stored and `revise` is False.
         """
-        for name, value in (("actual_return", actual_return), ("reward", reward)):
+        for name, value in (
+            ("actual_return", actual_return),
+            ("reward", reward),
+            ("benchmark_return", benchmark_return or 0.0),
+            ("max_drawdown", max_drawdown or 0.0),
+            ("costs", costs or 0.0),
+        ):
             if not -float("inf") < value < float("inf"):
                 raise ValueError(f"{name} must be finite, not {value!r}")
         update = OutcomeUpdate(
@@ -163,7 +169,7 @@ class ExperienceLibraryPostgres:
             actual_return,
             success,
             reward,
-            matured_at or datetime.now(UTC),
+            _instant(matured_at),
             benchmark_return,
             max_drawdown,
             costs,
@@ -188,7 +194,7 @@ class ExperienceLibraryPostgres:
     ) -> list[Trajectory]:
         """Return successes with at least `min_reward` that had matured before `as_of` (now), best reward first."""
         where = ["t.success", "NOT t.shadow", "t.reward >= %s", "t.matured_at < %s", "t.run_id = ANY(%s)"]
-        parameters: list[Any] = [min_reward, as_of or datetime.now(UTC), self._visible_runs]
+        parameters: list[Any] = [min_reward, _instant(as_of), self._visible_runs]
         for column, value in (("agent_type", agent_type), ("market_regime", market_regime)):
             if value is not None:
                 where.append(f"t.{column} = %s")
@@ -201,7 +207,7 @@ class ExperienceLibraryPostgres:
     ) -> list[Trajectory]:
         """Return every opinion of an agent, winners and losers, whose outcome matured in [since, as_of), oldest first."""
         where = "t.agent_type = %s AND t.matured_at < %s AND t.run_id = ANY(%s) AND NOT t.abstained AND NOT t.shadow"
-        parameters: list[Any] = [agent_type, as_of, self._visible_runs]
+        parameters: list[Any] = [agent_type, _instant(as_of), self._visible_runs]
         if since is not None:
             where += " AND t.matured_at >= %s"
             parameters.append(since)
@@ -221,9 +227,11 @@ class ExperienceLibraryPostgres:
         Raises
         ------
         ValueError
-            If the query has not exactly 384 finite values.
+            If the query has not exactly 384 finite values, or is zero and points nowhere; if `as_of` is naive.
         """
         check_embedding(query_embedding)
+        if not any(query_embedding):
+            raise ValueError("query_embedding has no direction: all its values are zero, nothing is similar to it")
         with self.database.connection() as connection, connection.cursor() as cursor:
             return similarity.find(
                 cursor,
@@ -232,7 +240,7 @@ class ExperienceLibraryPostgres:
                 self._visible_runs,
                 agent_type=agent_type,
                 limit=limit,
-                as_of=as_of or datetime.now(UTC),
+                as_of=_instant(as_of),
             )
 
     def get_statistics(self) -> dict[str, Any]:
@@ -317,6 +325,11 @@ class ExperienceLibraryPostgres:
     @property
     def _visible_runs(self) -> list[str]:
         return [self.run_id, *self._sources]
+
+
+def _instant(at: datetime | None) -> datetime:
+    """Return an instant in UTC, now where none is given; ValueError for a naive one."""
+    return ensure_utc(at) if at is not None else datetime.now(UTC)
 
 
 def _statistics(row: Sequence[Any]) -> dict[str, Any]:

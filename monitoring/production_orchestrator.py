@@ -445,6 +445,9 @@ def _refuse_what_is_not_there(config: OrchestratorConfig) -> None:
         raise ConfigError(
             f"decision.cadence: {config.decision.cadence!r} needs a live feed; a replay of daily bars decides at daily_close"
         )
+    _ = config.decision.horizon_sessions  # raises for a horizon in minutes
+    if config.history_dir is not None:
+        raise ConfigError("history_dir: a replay warms up from its own folder; leave it out")
     if config.record is not None:
         raise ConfigError("record: there is nothing to record in a replay; leave it out")
 

@@ -41,7 +41,7 @@ def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | No
         "learning_loop": learning.snapshot() if learning else None,
         "metrics": {"port": orchestrator.metrics_port} if orchestrator.metrics_port else None,
         "health": health.get_system_health() if health else None,
-        "spool": {"bytes": 0},
+        "spool": None,
         "config": orchestrator.config.masked(),
     }
 

@@ -56,7 +56,6 @@ def summarise(
         "halted": portfolio.halted,
         "equity_usd": portfolio.equity,
         "costs_usd": portfolio.costs_usd,
-        "llm_cost_usd": 0.0,
         "performance": _performance(portfolio, pipeline, config),
         "trainings": [
             {
@@ -114,6 +113,11 @@ def render(summary: dict[str, Any]) -> str:
 
 def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
     with library.connection() as connection:
+        cost = connection.execute(
+            "SELECT (SELECT coalesce(sum((workflow_trace->'output'->>'cost_usd')::float8), 0) FROM trajectories WHERE run_id = %s) + "
+            "(SELECT coalesce(sum(cost_usd), 0) FROM judge_evaluations e JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s)",
+            (run_id, run_id),
+        ).fetchone()
         row = connection.execute(
             "SELECT count(*), count(*) FILTER (WHERE agent_type = 'strategist'), count(*) FILTER (WHERE agent_type = 'strategist' AND abstained), "
             "count(*) FILTER (WHERE matured_at IS NOT NULL), count(*) FILTER (WHERE matured_at IS NULL AND NOT abstained) "
@@ -128,7 +132,7 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
             "SELECT category, count(*) FROM error_findings f JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s GROUP BY 1 ORDER BY 1",
             (run_id,),
         ).fetchall()
-    assert row is not None and graded is not None
+    assert row is not None and graded is not None and cost is not None
     return {
         "trajectories": row[0],
         "decisions": row[1],
@@ -137,6 +141,7 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
         "pending_outcomes": row[4],
         "evaluations": graded[0],
         "mean_score": None if graded[1] is None else float(graded[1]),
+        "llm_cost_usd": float(cost[0]),
         "findings": dict(findings),
     }
 

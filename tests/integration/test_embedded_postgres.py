@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,25 +23,13 @@ from utils.errors import ComponentStartError
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 
 
-@pytest.fixture(scope="module")
-def created(open_folder: Path) -> Path:
-    """A stopped cluster, created once: `initdb` takes longer than everything else here."""
-    server = EmbeddedPostgres(open_folder / "created")
-    server.start()
-    server.stop()
-    return server.home
-
-
 @pytest.fixture
-def start(data_dir: Path, created: Path) -> Iterator[Callable[..., EmbeddedPostgres]]:
-    """Start servers that are stopped and removed when the test ends; by default on a copy of `created`."""
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., EmbeddedPostgres]]:
+    """Start servers that are stopped and removed when the test ends; by default on a prepared cluster."""
     started: list[EmbeddedPostgres] = []
 
     def begin(folder: Path | None = None) -> EmbeddedPostgres:
-        if folder is None:
-            folder = data_dir
-            folder.mkdir()
-            subprocess.run(["cp", "-a", str(created), str(folder)], check=True)
+        folder = folder or request.getfixturevalue("prepared_data_dir")
         server = EmbeddedPostgres(folder)
         started.append(server)
         server.start()

@@ -118,6 +118,9 @@ class AutomatedSFTPipeline:
     clock : Clock
     deploy : callable
         Told of a version that the gate has promoted, after the promotion is committed.
+
+    Attributes
+    ----------
     on_progress : callable
         Receives the child's progress events.
     """
@@ -129,7 +132,6 @@ class AutomatedSFTPipeline:
         *,
         clock: Clock | None = None,
         deploy: Callable[[ModelVersion], None] = lambda version: None,
-        on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.config = config or SFTPipelineConfig()
@@ -138,7 +140,7 @@ class AutomatedSFTPipeline:
         self._registry = ModelRegistry(self._library)
         self._clock: Clock = clock or WallClock()
         self._deploy = deploy
-        self._on_progress = on_progress
+        self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._telemetry = telemetry
         self.stop_event = threading.Event()
 
@@ -164,6 +166,9 @@ class AutomatedSFTPipeline:
             past = training_runs.of_run(cursor, self._library.run_id, c.agent_type, "sft")
         if any(run.state == "running" and run.started_at == at for run in past):
             return self._interrupted(at)
+        for run in past:
+            if run.state == "running":
+                self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
         last = next((run for run in past if run.state == "completed"), None)
         if not force and (wait := self._must_wait(past, last, at)):
             return Readiness(False, 0, wait)
@@ -386,7 +391,7 @@ class AutomatedSFTPipeline:
             self._telemetry.gauge(
                 "training_loss", float(event["loss"]), agent_type=self.config.agent_type, training_type="sft"
             )
-        self._on_progress(event)
+        self.on_progress(event)
 
     def _gate(self, split: Split, result: SFTResult) -> GateVerdict:
         """Compare what served in the held-out period with what the candidate answers to the same states."""

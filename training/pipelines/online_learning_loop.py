@@ -24,7 +24,6 @@ from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_POLL_S = 1.0
 RECENT_TRAININGS = 5
 
 
@@ -72,6 +71,8 @@ class OnlineLearningLoop:
         self._library = library
         self._registry = ModelRegistry(library)
         self._pipelines = pipelines
+        for pipeline in pipelines:
+            pipeline.on_progress = self._note_progress
         self._clock = clock
         self._owns_library = owns_library
         self._deploy = deploy
@@ -82,6 +83,7 @@ class OnlineLearningLoop:
         self._recent: list[dict[str, Any]] = []
         self._trainings = 0
         self.progress: Mapping[str, Any] | None = None
+        self._refresh()
 
     @classmethod
     def for_daemon(
@@ -101,16 +103,17 @@ class OnlineLearningLoop:
             sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
             rl_min_new_trajectories=settings.rl_min_trajectories,
         )
-        loop = cls(config, library, [], clock, deploy=deploy)
-        loop._pipelines = [
+        pipelines = [
             AutomatedSFTPipeline(
                 SFTPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
-                library, clock=clock, deploy=deploy, on_progress=loop._note_progress, telemetry=telemetry,
+                library,
+                clock=clock,
+                deploy=deploy,
+                telemetry=telemetry,
             )
             for agent_type in settings.learning.sft_agents
-        ]  # fmt: skip
-        loop._refresh()
-        return loop
+        ]
+        return cls(config, library, pipelines, clock, deploy=deploy)
 
     @property
     def running(self) -> bool:
@@ -266,11 +269,10 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
     )
     library = open_library(settings)
     clock = WallClock()
-    loop = OnlineLearningLoop(config, library, [], clock, owns_library=True)
-    loop._pipelines = [
+    pipelines = [
         AutomatedSFTPipeline(SFTPipelineConfig.from_settings(settings, agent, derived_ids=False), library, clock=clock)
         for agent in settings.learning.sft_agents
     ]
-    loop._refresh()
+    loop = OnlineLearningLoop(config, library, pipelines, clock, owns_library=True)
     loop.start()
     return loop
