@@ -19,7 +19,7 @@ from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
 from data_pipeline.library import cycle, outcomes, similarity, trajectories
 from data_pipeline.library.cycle import CycleBatch
-from data_pipeline.library.outcomes import OutcomeUpdate
+from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.trajectories import Trajectory, check_embedding
 from utils.clock import ensure_utc
@@ -203,16 +203,21 @@ class ExperienceLibraryPostgres:
             return trajectories.select(cursor, " AND ".join(where), parameters, "t.reward DESC, t.trajectory_id", limit)
 
     def get_matured_trajectories(
-        self, agent_type: str, *, as_of: datetime, since: datetime | None = None
+        self, agent_type: str, *, as_of: datetime, decided_from: datetime | None = None
     ) -> list[Trajectory]:
-        """Return every opinion of an agent, winners and losers, whose outcome matured in [since, as_of), oldest first."""
-        where = "t.agent_type = %s AND t.matured_at < %s AND t.run_id = ANY(%s) AND NOT t.abstained AND NOT t.shadow"
-        parameters: list[Any] = [agent_type, _instant(as_of), self._visible_runs]
-        if since is not None:
-            where += " AND t.matured_at >= %s"
-            parameters.append(since)
+        """Return every opinion of an agent, winners and losers, that had matured before `as_of`, oldest first."""
+        where = "t.agent_type = %s AND t.matured_at < %s AND t.run_id = ANY(%s) AND NOT t.shadow"
+        parameters: list[Any] = [agent_type, as_of, self._visible_runs]
+        if decided_from is not None:
+            where += " AND t.as_of >= %s"
+            parameters.append(decided_from)
         with self.database.connection() as connection, connection.cursor() as cursor:
-            return trajectories.select(cursor, where, parameters, "t.as_of, t.symbol")
+            return trajectories.select(cursor, where, parameters, 't.as_of, t.symbol COLLATE "C"')
+
+    def tally_by_session(self, agent_type: str, *, as_of: datetime) -> list[SessionTally]:
+        """Return an agent's calls that had matured before `as_of`, counted by decision time, oldest first."""
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            return outcomes.tallies(cursor, self._visible_runs, agent_type, as_of)
 
     def find_similar_trajectories(
         self,

@@ -105,6 +105,7 @@ class MetricsCollector:
         self.registry = registry or CollectorRegistry()
         self._endpoint = HttpEndpoint(host, port, metrics=self.render)
         self._metrics: dict[str, _Metric] = {spec.name: _build(spec, self.registry) for spec in METRICS}
+        self._children: dict[tuple[object, ...], Any] = {}
         self._info_lock = threading.Lock()
         self._info: dict[tuple[str, str], tuple[str, ...]] = {}
         for agent_type in AGENT_TYPES:
@@ -247,8 +248,13 @@ class MetricsCollector:
         return samples
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
-        metric = self._metrics[name]
-        return metric.labels(**labels) if labels else metric
+        if not labels:
+            return self._metrics[name]
+        key = (name, *labels.items())
+        child = self._children.get(key)
+        if child is None:  # looking a child up by its labels costs as much as counting ten times
+            child = self._children[key] = self._metrics[name].labels(**labels)
+        return child
 
 
 def _build(spec: MetricSpec, registry: CollectorRegistry) -> _Metric:

@@ -6,6 +6,7 @@ is handed everything it uses and never asks what time it is; replay, paper tradi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -248,8 +249,8 @@ class TradingCycle:
             for output in (*analysis.decision.agents.values(), analysis.decision.strategist):
                 if not output.abstained:
                     to_judge.append(JudgeItem(identities[output.agent_type], output))
-        for row in rows:
-            self._telemetry.count("trajectories_stored_total", agent_type=row.agent_type)
+        for agent_type, number in Counter(row.agent_type for row in rows).items():
+            self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
         for agent_type, number in settlement.successes.items():
             self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)
         return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)

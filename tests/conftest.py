@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import embedded_postgres
 from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
 
 
@@ -49,11 +50,13 @@ def prepared_data_dir(data_dir: Path, stopped_cluster: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def database_server(open_folder: Path, stopped_cluster: Path) -> Iterator[EmbeddedPostgres]:
-    """The session's server, on a socket."""
+    """The session's server, on a socket; it does not wait for the disk, which no test of a living server could tell."""
     (open_folder / "session").mkdir()
     subprocess.run(["cp", "-a", str(stopped_cluster), str(open_folder / "session")], check=True)
     server = EmbeddedPostgres(open_folder / "session")
-    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(embedded_postgres._SERVER_OPTIONS, "fsync", "off")
+        server.start()
     yield server
     server.stop()
 

@@ -27,6 +27,16 @@ class OutcomeUpdate:
     costs: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionTally:
+    """An agent's matured calls of one decision time: how many, how many came true, when the last outcome was known."""
+
+    as_of: datetime
+    decisions: int
+    successes: int
+    matured_at: datetime
+
+
 _AS_TUPLE = attrgetter(*(field.name for field in fields(OutcomeUpdate)))
 
 
@@ -85,6 +95,18 @@ def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool)
     )
     _mirror(cursor, [outcome.trajectory_id], [outcome.success], [outcome.reward], [outcome.matured_at])
     return True
+
+
+def tallies(
+    cursor: psycopg.Cursor[Any], run_ids: Sequence[str], agent_type: str, before: datetime
+) -> list[SessionTally]:
+    """Return an agent's calls that had matured before an instant, by decision time, oldest first."""
+    cursor.execute(
+        "SELECT as_of, count(*), count(*) FILTER (WHERE success), max(matured_at) FROM trajectories "
+        "WHERE agent_type = %s AND matured_at < %s AND run_id = ANY(%s) AND NOT shadow GROUP BY as_of ORDER BY as_of",
+        (agent_type, before, list(run_ids)),
+    )
+    return [SessionTally(*row) for row in cursor]
 
 
 def _mirror(cursor: psycopg.Cursor[Any], ids: Any, success: Any, reward: Any, matured_at: Any) -> None:

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,13 +19,15 @@ from typing import Any
 from agents.policies.state_text import example_messages, prompt_messages
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library.outcomes import SessionTally
+from data_pipeline.library.trajectories import Trajectory
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 from training import training_runs
 from training.launcher import ChildResult, run_training_child, sft_command
 from training.model_registry import ModelRegistry, ModelVersion, open_library, version_name
 from training.pipelines import gate_evidence
 from training.pipelines.gate_evidence import Call
-from training.pipelines.holdout import Split, split_by_time
+from training.pipelines.holdout import Split, split_by_time, usable_successes
 from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import TrainingFailed
@@ -172,30 +174,24 @@ class AutomatedSFTPipeline:
         last = next((run for run in past if run.state == "completed"), None)
         if not force and (wait := self._must_wait(past, last, at)):
             return Readiness(False, 0, wait)
-        new = self._count_successes(last.data_cutoff if last else None, at)
+        tallies = self._library.tally_by_session(c.agent_type, as_of=at)
+        since = last.data_cutoff if last and not force else None
+        new = sum(tally.successes for tally in tallies if since is None or tally.matured_at >= since)
         if not force and new < c.min_new_trajectories:
             return Readiness(False, new, f"{new} of {c.min_new_trajectories} new successes")
-        split = self._split(at)
-        since = last.data_cutoff if last and not force else None
-        usable = sum(
-            bool(row.success) and row.matured_at is not None and (since is None or row.matured_at >= since)
-            for row in split.train
-        )
+        split = self._split(tallies)
         if (
             split.holdout_sessions < c.holdout_sessions
-            or len(split.holdout) < c.holdout_decisions
+            or split.holdout_decisions < c.holdout_decisions
             or split.train_end is None
         ):
             detail = f"the gate needs {c.holdout_sessions} held-out sessions and {c.holdout_decisions} decisions"
-            return Readiness(
-                False,
-                usable,
-                f"{detail}; there are {split.holdout_sessions} and {len(split.holdout)}, and nothing before them",
-            )
+            there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
+            return Readiness(False, new, f"{detail}; {there}")
+        usable = usable_successes(tallies, split, since)
         if usable < (1 if force else c.min_new_trajectories):
-            return Readiness(
-                False, usable, f"{usable} of {c.min_new_trajectories} new successes before the held-out period"
-            )
+            detail = f"{usable} of {c.min_new_trajectories} new successes before the held-out period"
+            return Readiness(False, usable, detail)
         return Readiness(True, usable, f"{usable} new successes, {split.holdout_sessions} sessions held out", split)
 
     def run_pipeline(
@@ -269,30 +265,16 @@ class AutomatedSFTPipeline:
                 return f"{failures} failed in a row; next try {isoformat(ended + pause)}"
         return None
 
-    def _count_successes(self, since: datetime | None, at: datetime) -> int:
-        with self._library.connection() as connection:
-            row = connection.execute(
-                "SELECT count(*) FROM trajectories WHERE run_id = %s AND agent_type = %s AND success AND NOT shadow "
-                "AND matured_at < %s AND matured_at >= %s",
-                (
-                    self._library.run_id,
-                    self.config.agent_type,
-                    at,
-                    since or datetime.min.replace(year=1, tzinfo=at.tzinfo),
-                ),
-            ).fetchone()
-        return int(row[0]) if row else 0
-
-    def _split(self, at: datetime) -> Split:
-        rows = self._library.get_matured_trajectories(self.config.agent_type, as_of=at)
-        return split_by_time(
-            rows, self.config.holdout_sessions, self.config.holdout_decisions, self.config.horizon_sessions
-        )
+    def _split(self, tallies: Sequence[SessionTally]) -> Split:
+        c = self.config
+        return split_by_time(tallies, c.holdout_sessions, c.holdout_decisions, c.horizon_sessions)
 
     def _interrupted(self, at: datetime) -> Readiness:
         """A run of this very instant was cut off by a kill: do it again, on the same data."""
-        split = self._split(at)
-        return Readiness(split.train_end is not None, len(split.train), "an interrupted run goes on", split)
+        tallies = self._library.tally_by_session(self.config.agent_type, as_of=at)
+        split = self._split(tallies)
+        usable = usable_successes(tallies, split, None)
+        return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split)
 
     def _train(
         self, identity: uuid.UUID, at: datetime, ready: Readiness, market_regime: str | None, steps: _Stages
@@ -303,7 +285,10 @@ class AutomatedSFTPipeline:
         dataset = self._dataset(split.train_end, market_regime)
         steps.done.append("dataset")
         folder = self.config.data_dir / "training" / str(identity)
-        job = self._write_job(identity, dataset, split, folder)
+        holdout = self._library.get_matured_trajectories(
+            self.config.agent_type, as_of=at, decided_from=split.holdout_start
+        )
+        job = self._write_job(identity, dataset, holdout, folder)
         trigger = {
             "new_successes": ready.new_successes,
             "needed": self.config.min_new_trajectories,
@@ -337,7 +322,7 @@ class AutomatedSFTPipeline:
             return None
         steps.done.append("train")
         result = SFTResult.model_validate(child.result)
-        verdict = self._gate(split, result)
+        verdict = self._gate(holdout, result)
         steps.done.append("gate")
         self._conclude(identity, at, dataset, result, verdict)
         steps.done.append("registry")
@@ -352,12 +337,14 @@ class AutomatedSFTPipeline:
             raise TrainingFailed("there is no success to learn from in the training period")
         return synthesis.save_sft_dataset(synthesis.examples(selection), self.config.data_dir / "datasets")
 
-    def _write_job(self, identity: uuid.UUID, dataset: SavedDataset, split: Split, folder: Path) -> SFTJob:
+    def _write_job(
+        self, identity: uuid.UUID, dataset: SavedDataset, rows: Sequence[Trajectory], folder: Path
+    ) -> SFTJob:
         folder.mkdir(parents=True, exist_ok=True)
         holdout = folder / "holdout.jsonl"
         lines = (
             json.dumps({"key": row.trajectory_id, "messages": prompt_messages(gate_evidence.state_text_of(row))}) + "\n"
-            for row in split.holdout
+            for row in rows
         )
         holdout.write_text("".join(lines), encoding="utf-8")
         champion = self._registry.champion(self.config.agent_type)
@@ -393,16 +380,16 @@ class AutomatedSFTPipeline:
             )
         self.on_progress(event)
 
-    def _gate(self, split: Split, result: SFTResult) -> GateVerdict:
+    def _gate(self, holdout: Sequence[Trajectory], result: SFTResult) -> GateVerdict:
         """Compare what served in the held-out period with what the candidate answers to the same states."""
         if result.champion_predictions is not None:
-            champion = _calls(split, result.champion_predictions)
+            champion = _calls(holdout, result.champion_predictions)
         else:
-            champion = {row.trajectory_id: gate_evidence.stored_call(row) for row in split.holdout}
+            champion = {row.trajectory_id: gate_evidence.stored_call(row) for row in holdout}
         evidence = gate_evidence.pair(
-            split.holdout,
+            holdout,
             champion,
-            _calls(split, result.predictions),
+            _calls(holdout, result.predictions),
             horizon_sessions=self.config.horizon_sessions,
             round_trip_cost=2 * self.config.one_way_cost,
         )
@@ -445,9 +432,9 @@ class AutomatedSFTPipeline:
             training_runs.end(cursor, identity, "failed", at, error=error[:2000])
 
 
-def _calls(split: Split, predictions: Path | None) -> dict[str, Call]:
+def _calls(holdout: Sequence[Trajectory], predictions: Path | None) -> dict[str, Call]:
     """Return the opinions that a file of answers to the held-out states holds."""
-    texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in split.holdout}
+    texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in holdout}
     lines = predictions.read_text(encoding="utf-8").splitlines() if predictions is not None else []
     answers = map(json.loads, lines)
     return {a["key"]: gate_evidence.read_call(texts[a["key"]], a["text"]) for a in answers}

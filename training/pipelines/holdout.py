@@ -1,7 +1,7 @@
 """Splits experiences by time into what may be trained on and what the gate will look at, purged and embargoed.
 
-Pure functions over matured trajectories. Nothing of the held-out period, nor of the horizon before it, is ever in the
-training part.
+Pure functions over tallies by session: whether it is time to train is asked at every instant, and must not read the
+experiences themselves. Nothing of the held-out period, nor of the horizon before it, is ever in the training part.
 """
 
 from __future__ import annotations
@@ -10,55 +10,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from data_pipeline.library.trajectories import Trajectory
+from data_pipeline.library.outcomes import SessionTally
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training part and held-out part, each in order of time.
+    """Where training ends and the held-out part begins.
 
-    `train_end` is the last instant at which a training outcome may have matured (exclusive): the purge by a horizon
-    and the embargo of another lie between it and the first held-out decision.
+    Attributes
+    ----------
+    train_end : datetime or None
+        Outcomes that matured before it may be trained on: the purge by a horizon and the embargo of another lie between
+        it and the first held-out decision. None where nothing is left to train on.
+    holdout_start : datetime or None
+        Decisions from it on are held out.
+    holdout_sessions, holdout_decisions : int
+        What the held-out part has.
     """
 
-    train: tuple[Trajectory, ...]
-    holdout: tuple[Trajectory, ...]
     train_end: datetime | None
-
-    @property
-    def holdout_sessions(self) -> int:
-        """Number of distinct instants in the held-out part."""
-        return len({row.as_of for row in self.holdout})
+    holdout_start: datetime | None
+    holdout_sessions: int
+    holdout_decisions: int
 
 
-def split_by_time(rows: Sequence[Trajectory], min_sessions: int, min_decisions: int, horizon_sessions: int) -> Split:
+def split_by_time(
+    tallies: Sequence[SessionTally], min_sessions: int, min_decisions: int, horizon_sessions: int
+) -> Split:
     """Hold out the latest sessions that suffice for a verdict.
 
     Parameters
     ----------
-    rows : sequence of Trajectory
-        Matured; any order.
+    tallies : sequence of SessionTally
+        Matured calls by session, oldest first.
     min_sessions, min_decisions : int
-        The held-out part grows backwards until it has both; if all rows do not suffice, it is all of them.
+        The held-out part grows backwards until it has both; if all sessions do not suffice, it is all of them.
     horizon_sessions : int
         A decision's outcome is known that many sessions later; the embargo is as long again.
     """
-    instants = sorted({row.as_of for row in rows if row.as_of is not None})
-    counts = dict.fromkeys(instants, 0)
-    for row in rows:
-        if row.as_of is not None:
-            counts[row.as_of] += 1
-    first, decisions = len(instants), 0
-    while first > 0 and (len(instants) - first < min_sessions or decisions < min_decisions):
+    first, decisions = len(tallies), 0
+    while first > 0 and (len(tallies) - first < min_sessions or decisions < min_decisions):
         first -= 1
-        decisions += counts[instants[first]]
-    ordered = sorted(rows, key=lambda row: (row.as_of or datetime.min, row.symbol))
-    holdout = tuple(
-        row for row in ordered if first < len(instants) and row.as_of is not None and row.as_of >= instants[first]
-    )
+        decisions += tallies[first].decisions
+    if first == len(tallies):
+        return Split(None, None, 0, 0)
     last_embargoed = first - horizon_sessions
-    if last_embargoed <= 0 or last_embargoed >= len(instants):
-        return Split((), holdout, None)
-    train_end = instants[last_embargoed]
-    train = tuple(row for row in ordered if row.matured_at is not None and row.matured_at < train_end)
-    return Split(train, holdout, train_end)
+    train_end = tallies[last_embargoed].as_of if last_embargoed > 0 else None
+    return Split(train_end, tallies[first].as_of, len(tallies) - first, decisions)
+
+
+def usable_successes(tallies: Sequence[SessionTally], split: Split, since: datetime | None) -> int:
+    """Return the successes of the training part whose outcome matured at or after `since`."""
+    return sum(
+        tally.successes
+        for tally in tallies
+        if split.train_end is not None
+        and tally.matured_at < split.train_end
+        and (since is None or tally.matured_at >= since)
+    )
