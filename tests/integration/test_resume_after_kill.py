@@ -18,7 +18,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from daemon_runner import Daemon, Stored, new_home, postmaster_pid, run_to_end, stored
+from daemon_runner import (
+    Daemon,
+    Learned,
+    Stored,
+    learned_in,
+    learning_flags,
+    new_home,
+    postmaster_pid,
+    run_to_end,
+    stored,
+)
 
 pytestmark = pytest.mark.timeout(280)
 

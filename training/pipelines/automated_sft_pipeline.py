@@ -11,15 +11,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agents.policies.state_text import example_messages, prompt_messages
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library.outcomes import SessionTally
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 from training import training_runs
@@ -27,7 +25,7 @@ from training.launcher import ChildResult, run_training_child, sft_command
 from training.model_registry import ModelRegistry, ModelVersion, open_library, version_name
 from training.pipelines import gate_evidence
 from training.pipelines.gate_evidence import Call
-from training.pipelines.holdout import Split, split_by_time, usable_successes
+from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
 from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import TrainingFailed
@@ -35,78 +33,6 @@ from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
-
-FIRST_RETRY = timedelta(hours=1)
-LONGEST_RETRY = timedelta(hours=24)
-
-
-@dataclass(frozen=True, slots=True)
-class SFTPipelineConfig:
-    """What the pipeline needs to know.
-
-    Attributes
-    ----------
-    min_new_trajectories : int
-        Successes that training may use and no completed run has seen.
-    retrain_interval_hours : float
-        Between two completed runs, on the Clock.
-    holdout_sessions, holdout_decisions : int
-        What the gate needs, kept from training.
-    horizon_sessions : int
-        Of the outcomes; purge and embargo are each as long.
-    one_way_cost : float
-        Of a trade, fraction of its value.
-    derived_ids : bool
-        In a replay identities follow from the run and the content; elsewhere they are time-ordered.
-    """
-
-    agent_type: str = "technical"
-    data_dir: Path = Path("var")
-    cache_dir: Path = Path("var/models/base")
-    base_model: str = "builtin:tiny"
-    min_new_trajectories: int = 100
-    retrain_interval_hours: float = 24.0
-    holdout_sessions: int = 60
-    holdout_decisions: int = 200
-    horizon_sessions: int = 5
-    one_way_cost: float = 8e-4
-    timeout_s: float = 3600.0
-    seed: int = 42
-    derived_ids: bool = False
-
-    @classmethod
-    def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> SFTPipelineConfig:
-        """Return the pipeline's part of the daemon's configuration."""
-        return cls(
-            agent_type=agent_type,
-            data_dir=config.data_dir,
-            cache_dir=config.model_cache_dir or config.data_dir / "models" / "base",
-            base_model=config.learning.base_model,
-            min_new_trajectories=config.sft_min_trajectories,
-            retrain_interval_hours=config.sft_retrain_interval_hours,
-            holdout_sessions=config.learning.holdout_sessions,
-            holdout_decisions=config.learning.holdout_decisions,
-            horizon_sessions=config.decision.horizon_sessions,
-            one_way_cost=config.execution.one_way_cost,
-            timeout_s=config.learning.train_timeout_s,
-            seed=config.random_state,
-            derived_ids=derived_ids,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """Whether a training may start, and in words what it waits for."""
-
-    ready: bool
-    new_successes: int
-    detail: str
-    split: Split | None = None
-
-
-@dataclass(slots=True)
-class _Stages:
-    done: list[str] = field(default_factory=list)
 
 
 class AutomatedSFTPipeline:
@@ -162,37 +88,14 @@ class AutomatedSFTPipeline:
         ]
 
     def readiness(self, at: datetime, *, force: bool = False) -> Readiness:
-        """Say whether to train now: enough new successes, enough time, and a held-out period that allows a verdict."""
-        c = self.config
+        """Say whether to train now, and in words what it waits for; a run that a stop cut off is recorded as failed."""
+        agent_type = self.config.agent_type
         with self._library.connection() as connection, connection.cursor() as cursor:
-            past = training_runs.of_run(cursor, self._library.run_id, c.agent_type, "sft")
-        if any(run.state == "running" and run.started_at == at for run in past):
-            return self._interrupted(at)
+            past = training_runs.of_run(cursor, self._library.run_id, agent_type, "sft")
         for run in past:
-            if run.state == "running":
+            if run.state == "running" and run.started_at != at:
                 self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
-        last = next((run for run in past if run.state == "completed"), None)
-        if not force and (wait := self._must_wait(past, last, at)):
-            return Readiness(False, 0, wait)
-        tallies = self._library.tally_by_session(c.agent_type, as_of=at)
-        since = last.data_cutoff if last and not force else None
-        new = sum(tally.successes for tally in tallies if since is None or tally.matured_at >= since)
-        if not force and new < c.min_new_trajectories:
-            return Readiness(False, new, f"{new} of {c.min_new_trajectories} new successes")
-        split = self._split(tallies)
-        if (
-            split.holdout_sessions < c.holdout_sessions
-            or split.holdout_decisions < c.holdout_decisions
-            or split.train_end is None
-        ):
-            detail = f"the gate needs {c.holdout_sessions} held-out sessions and {c.holdout_decisions} decisions"
-            there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
-            return Readiness(False, new, f"{detail}; {there}")
-        usable = usable_successes(tallies, split, since)
-        if usable < (1 if force else c.min_new_trajectories):
-            detail = f"{usable} of {c.min_new_trajectories} new successes before the held-out period"
-            return Readiness(False, usable, detail)
-        return Readiness(True, usable, f"{usable} new successes, {split.holdout_sessions} sessions held out", split)
+        return assess(self.config, past, lambda: self._library.tally_by_session(agent_type, as_of=at), at, force=force)
 
     def run_pipeline(
         self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None
@@ -219,21 +122,21 @@ class AutomatedSFTPipeline:
             return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
         started = time.monotonic()
         identity = self._identity(at)
-        steps = _Stages()
+        steps: list[str] = []
         try:
             verdict = self._train(identity, at, ready, market_regime, steps)
         except TrainingFailed as error:
             self._record_failure(identity, at, str(error))
             return {
                 "run_id": str(identity),
-                "steps": steps.done,
+                "steps": steps,
                 "success": False,
                 "duration": time.monotonic() - started,
                 "error": str(error),
             }
         result: dict[str, Any] = {
             "run_id": str(identity),
-            "steps": steps.done,
+            "steps": steps,
             "success": verdict is not None,
             "duration": time.monotonic() - started,
         }
@@ -246,44 +149,14 @@ class AutomatedSFTPipeline:
             return derived_uuid(self._library.run_id, "training", "sft", self.config.agent_type, isoformat(at))
         return uuid7()
 
-    def _must_wait(
-        self, past: list[training_runs.TrainingRun], last: training_runs.TrainingRun | None, at: datetime
-    ) -> str | None:
-        """Return what to wait for: the interval after a success, the growing pause after failures."""
-        interval = timedelta(hours=self.config.retrain_interval_hours)
-        if last is not None and at - last.started_at < interval:
-            return f"last trained {isoformat(last.started_at)}; next after {self.config.retrain_interval_hours:g} h"
-        failures = 0
-        for run in past:
-            if run.state == "completed":
-                break
-            failures += run.state in ("failed", "blocked")
-        if failures:
-            pause = min(FIRST_RETRY * 2 ** (failures - 1), LONGEST_RETRY)
-            ended = next(run.ended_at for run in past if run.state in ("failed", "blocked"))
-            if ended is not None and at - ended < pause:
-                return f"{failures} failed in a row; next try {isoformat(ended + pause)}"
-        return None
-
-    def _split(self, tallies: Sequence[SessionTally]) -> Split:
-        c = self.config
-        return split_by_time(tallies, c.holdout_sessions, c.holdout_decisions, c.horizon_sessions)
-
-    def _interrupted(self, at: datetime) -> Readiness:
-        """A run of this very instant was cut off by a kill: do it again, on the same data."""
-        tallies = self._library.tally_by_session(self.config.agent_type, as_of=at)
-        split = self._split(tallies)
-        usable = usable_successes(tallies, split, None)
-        return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split)
-
     def _train(
-        self, identity: uuid.UUID, at: datetime, ready: Readiness, market_regime: str | None, steps: _Stages
+        self, identity: uuid.UUID, at: datetime, ready: Readiness, market_regime: str | None, steps: list[str]
     ) -> GateVerdict | None:
         """Dataset, child process, gate, registry; None if told to stop."""
         split = ready.split
         assert split is not None and split.train_end is not None
         dataset = self._dataset(split.train_end, market_regime)
-        steps.done.append("dataset")
+        steps.append("dataset")
         folder = self.config.data_dir / "training" / str(identity)
         holdout = self._library.get_matured_trajectories(
             self.config.agent_type, as_of=at, decided_from=split.holdout_start
@@ -320,12 +193,12 @@ class AutomatedSFTPipeline:
         child = self._run_child(folder)
         if child.state == "stopped":
             return None
-        steps.done.append("train")
+        steps.append("train")
         result = SFTResult.model_validate(child.result)
         verdict = self._gate(holdout, result)
-        steps.done.append("gate")
+        steps.append("gate")
         self._conclude(identity, at, dataset, result, verdict)
-        steps.done.append("registry")
+        steps.append("registry")
         return verdict
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
