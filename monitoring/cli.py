@@ -7,6 +7,7 @@ line, never a traceback; an internal error's traceback goes to a file that the l
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -120,6 +121,7 @@ def _run(config: OrchestratorConfig) -> int:
     progress = ProgressLine(orchestrator)
     try:
         orchestrator.start()
+        _spare_the_collector()
         _announce(orchestrator)
         _wait(orchestrator, stop, progress, exit_when_done=config.exit_when_done)
         progress.clear()
@@ -182,6 +184,17 @@ def _present(orchestrator: ProductionOrchestrator) -> None:
             raise ConfigError(
                 f"summary_json: cannot write {orchestrator.config.summary_json}: {error.strerror}"
             ) from None
+
+
+def _spare_the_collector() -> None:
+    """Exempt what was loaded at the start from garbage collection, and collect less often.
+
+    The history stays until the end, and walking through its hundred thousand objects again and again took an eighth of
+    the time of a decision.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _announce(orchestrator: ProductionOrchestrator) -> None:

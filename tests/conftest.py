@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -17,8 +18,10 @@ from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
 
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
-    """A temporary folder that every user may enter: pytest's own lies below one that only its owner may."""
-    folder = Path(tempfile.mkdtemp(prefix="stock-agents-tests-", dir="/tmp"))
+    """A temporary folder that every user may enter, in memory where there is room: pytest's own is its owner's alone."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4e9
+    folder = Path(tempfile.mkdtemp(prefix="stock-agents-tests-", dir=memory if roomy else "/tmp"))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
@@ -67,14 +70,27 @@ def database_url(database_server: EmbeddedPostgres) -> str:
     return database_server.url
 
 
-@pytest.fixture
-def fresh_database(database_url: str) -> Iterator[str]:
-    """The URL of a new, empty database, dropped afterwards."""
+@contextlib.contextmanager
+def _new_database(server_url: str) -> Iterator[str]:
     import psycopg
 
     name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    yield database_url.replace(f"/{DATABASE_NAME}?", f"/{name}?")
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    yield server_url.replace(f"/{DATABASE_NAME}?", f"/{name}?")
+    with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def fresh_database(database_url: str) -> Iterator[str]:
+    """The URL of a new, empty database, dropped afterwards."""
+    with _new_database(database_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database(database_url: str) -> Iterator[str]:
+    """The URL of a database that the tests of one file share."""
+    with _new_database(database_url) as url:
+        yield url

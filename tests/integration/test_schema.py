@@ -89,11 +89,11 @@ def spelt(kind: str) -> str:
     return SPELT.get(kind, kind).replace("varchar", "character varying")
 
 
-@pytest.fixture
-def migrated(fresh_database: str) -> str:
-    with psycopg.connect(fresh_database) as connection:
+@pytest.fixture(scope="module")
+def migrated(module_database: str) -> str:
+    with psycopg.connect(module_database) as connection:
         migrate(connection)
-    return fresh_database
+    return module_database
 
 
 def test_schema_sql_is_what_the_migrations_say() -> None:
@@ -210,6 +210,7 @@ def test_a_trajectory_without_as_of_gets_it_from_its_timestamp(migrated) -> None
             "content_hash) VALUES ('a', 86400, 'AAPL', 'news', '{}', '{}', '', 0.5, 'x')"
         )
         row = connection.execute("SELECT extract(epoch FROM as_of), run_id FROM trajectories").fetchone()
+        connection.rollback()
     assert row == (86400, "adhoc".ljust(32))
 
 
