@@ -67,6 +67,9 @@ class FeatureHashingEmbedder:
         else:
             raise TypeError(f"a state must be a mapping or text, not {type(state).__name__}")
         length = math.sqrt(float(vector @ vector))
+        if length == 0 and vector.any():  # values so small that their squares vanish
+            vector /= np.abs(vector).max()
+            length = math.sqrt(float(vector @ vector))
         return vector / np.float32(length) if length > 0 else vector
 
 
@@ -79,8 +82,8 @@ def _add_state(vector: Vector, prefix: str, state: Mapping[str, Any]) -> None:
             index, sign = _place(f"{name}={value}")
             vector[index] += sign * _CATEGORY_WEIGHT
         elif isinstance(value, (int, float)):
-            if math.isfinite(value):
-                squashed = value if abs(value) <= 1 else math.copysign(1 + math.log(abs(value)), value)
+            if -math.inf < value < math.inf:
+                squashed = value if abs(value) <= 1 else math.copysign(1 + math.log(abs(value)), 1 if value > 0 else -1)
                 index, sign = _place(name)
                 vector[index] += sign * squashed * _NUMBER_WEIGHT
         elif isinstance(value, Mapping):

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from importlib import metadata
@@ -120,6 +121,7 @@ def _run(config: OrchestratorConfig) -> int:
     orchestrator = ProductionOrchestrator(config)
     progress = ProgressLine(orchestrator)
     try:
+        _refuse_unwritable(config.summary_json)
         orchestrator.start()
         _spare_the_collector()
         _announce(orchestrator)
@@ -138,6 +140,15 @@ def _run(config: OrchestratorConfig) -> int:
     finally:
         progress.clear()
         orchestrator.stop()
+
+
+def _refuse_unwritable(summary_json: Path | None) -> None:
+    """Say before a long run, and not after it, that its summary has no place."""
+    if summary_json is None:
+        return
+    folder = summary_json.absolute().parent
+    if summary_json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"summary_json: cannot write {summary_json}; give a file in a folder that exists")
 
 
 def _wait(
@@ -223,10 +234,16 @@ def _complain(error: object, code: int) -> int:
 
 
 def _write_report(data_dir: Path) -> Path:
-    path = data_dir / "last_error.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
+    """Write the traceback below the data directory, or where temporary files go if that cannot be written."""
+    for folder in (data_dir, Path(tempfile.gettempdir())):
+        path = folder / "last_error.log"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:
+            continue
+        return path
+    return Path("(nowhere: no folder can be written)")
 
 
 def _secrets(config: OrchestratorConfig) -> tuple[str, ...]:

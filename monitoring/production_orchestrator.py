@@ -216,7 +216,10 @@ class ProductionOrchestrator:
     def _open_library(self) -> ExperienceLibraryPostgres:
         """Open the configured database, embedded or external, and become its one orchestrator."""
         config = self.config
-        config.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            config.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"data_dir: cannot create the folder {config.data_dir}: {error.strerror}") from None
         options: dict[str, Any] = {"telemetry": self._telemetry}
         if config.uses_embedded_database:
             library = ExperienceLibraryPostgres.embedded(config.data_dir, **options)

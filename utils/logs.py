@@ -26,12 +26,17 @@ class RedactingFilter(logging.Filter):
         self._secrets = tuple(secret for secret in secrets if len(secret) >= 6)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite the record's message in place; always keeps the record."""
-        text = _SECRET_IN_TEXT.sub(lambda m: f"{m.group(1) or m.group(2)}********", record.getMessage())
+        """Rewrite the record's message and traceback in place; always keeps the record."""
+        record.msg, record.args = self._redacted(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = self._redacted(record.exc_text or logging.Formatter().formatException(record.exc_info))
+        return True
+
+    def _redacted(self, text: str) -> str:
+        text = _SECRET_IN_TEXT.sub(lambda m: f"{m.group(1) or m.group(2)}********", text)
         for secret in self._secrets:
             text = text.replace(secret, "********")
-        record.msg, record.args = text, ()
-        return True
+        return text
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,7 +51,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
 
 

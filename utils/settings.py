@@ -26,6 +26,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DEFAULT_CONFIG_PATH = Path("config/system.yaml")
 _PLACEHOLDER = re.compile(r"^(your[_-].*|changeme|xxx+|<.*>)$", re.IGNORECASE)
 _SYMBOL = re.compile(r"^[A-Z0-9][A-Z0-9.\-]{0,19}$")
+_CONNECTION_STRING = re.compile(r"^(postgres(ql)?://|\w+\s*=)")
 _DURATION = re.compile(r"^(\d+)\s*(d|min)$")
 
 
@@ -284,6 +285,15 @@ class OrchestratorConfig(BaseModel):
     @classmethod
     def _empty_host(cls, value: Any) -> Any:
         return value or None
+
+    @field_validator("database_url")
+    @classmethod
+    def _connection_string(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _CONNECTION_STRING.match(value.get_secret_value()):
+            raise ValueError(
+                "is not a connection string; give for example postgresql://user:password@host:5432/trading_experience"
+            )
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -72,12 +72,17 @@ class Daemon:
     """One process of ``python -m monitoring.production_orchestrator``; killed at the end of a ``with``."""
 
     def __init__(
-        self, home: Path, *flags: str, env: dict[str, str] | None = None, data_dir: Path | None = None
+        self,
+        home: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        data_dir: Path | None = None,
+        any_port: bool = True,
     ) -> None:
         self.data_dir = data_dir or home / "data"
         self._streams = tempfile.mkdtemp(prefix="streams-", dir=home)
         self._out, self._err = Path(self._streams, "stdout"), Path(self._streams, "stderr")
-        port = () if "--metrics_port" in flags else ("--metrics_port", "0")
+        port = ("--metrics_port", "0") if any_port and "--metrics_port" not in flags else ()
         command = [
             sys.executable, "-m", "monitoring.production_orchestrator", "--data_dir", str(self.data_dir), *port, *flags,
         ]  # fmt: skip

@@ -233,7 +233,7 @@ def test_a_failed_start_releases_the_lock_and_quotes_the_log(start, data_dir, mo
     sound = configuration.read_text()
     configuration.write_text(sound + "\nno_such_setting = 1\n")
     monkeypatch.setattr(embedded_postgres.time, "sleep", lambda seconds: None)
-    with pytest.raises(ComponentStartError, match="configuration file .* contains errors"):
+    with pytest.raises(ComponentStartError, match=r"configuration file .* contains errors"):
         EmbeddedPostgres(data_dir).start()
     configuration.write_text(sound)
     again = start(data_dir)
@@ -265,7 +265,7 @@ def test_as_root_programs_that_others_cannot_reach_are_copied_with_their_librari
     server = start()
     assert answers(server.url)
     pid = int((server.cluster / "postmaster.pid").read_text().splitlines()[0])
-    assert Path(os.readlink(f"/proc/{pid}/exe")).is_relative_to(open_folder / "programs")
+    assert Path(f"/proc/{pid}/exe").readlink().is_relative_to(open_folder / "programs")
 
 
 @needs_root

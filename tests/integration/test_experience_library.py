@@ -433,20 +433,19 @@ def test_matured_trajectories_hold_losers_too_but_no_shadows_and_abstentions(lib
     library.store_trajectory(matured(0, -0.5, success=False))
     library.store_trajectory(matured(1))
     library.store_trajectory(matured(2, shadow=True))
-    library.store_trajectory(matured(3, abstained=True))
+    library.store_trajectory(trajectory(3, abstained=True, confidence=0.0))
     library.store_trajectory(trajectory(4))
     found = library.get_matured_trajectories("technical", as_of=NOW)
     assert [t.trajectory_id for t in found] == ["t0", "t1"]
 
 
-def test_matured_trajectories_since_an_instant_neither_miss_nor_repeat_one(library) -> None:
+def test_matured_trajectories_can_begin_at_a_decision_time_that_is_included(library) -> None:
     for number in range(4):
         library.store_trajectory(matured(number))
-    cut = T0 + timedelta(days=9)
-    before = library.get_matured_trajectories("technical", as_of=cut)
-    after = library.get_matured_trajectories("technical", as_of=NOW, since=cut)
-    assert [t.trajectory_id for t in before] == ["t0", "t1"]
-    assert [t.trajectory_id for t in after] == ["t2", "t3"]
+    later = library.get_matured_trajectories("technical", as_of=NOW, decided_from=T0 + timedelta(days=2))
+    assert [t.trajectory_id for t in later] == ["t2", "t3"]
+    early = library.get_matured_trajectories("technical", as_of=T0 + timedelta(days=9))
+    assert [t.trajectory_id for t in early] == ["t0", "t1"]
 
 
 def test_statistics_count_and_average_overall_and_by_group(library) -> None:

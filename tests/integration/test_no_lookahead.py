@@ -211,7 +211,7 @@ def test_a_planted_edge_is_found_and_vanishes_when_the_news_are_shuffled(tmp_pat
         interval, _ = edge_of(with_shuffled_news(planted, seed).write(tmp_path / f"shuffled-{seed}"), start, end)
         shuffled.append(interval)
     assert sum(interval.low > 0 or interval.high < 0 for interval in shuffled) <= 1
-    assert max(abs(interval.value) for interval in shuffled) < edge.value / 3
+    assert max(abs(interval.estimate) for interval in shuffled) < edge.estimate / 3
 
 
 def test_an_edge_that_lies_in_the_past_of_the_news_is_not_earned(tmp_path: Path) -> None:
