@@ -155,7 +155,7 @@ class MetricsCollector:
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put an observation into a histogram."""
         metric = self._labelled(name, labels)
-        if isinstance(metric, Histogram):
+        if isinstance(metric, Histogram) and math.isfinite(value):
             metric.observe(value)
 
     def set_info(self, name: str, key: str, **labels: str) -> None:

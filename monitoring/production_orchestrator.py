@@ -142,6 +142,9 @@ class ProductionOrchestrator:
                 return
             self._started_at = datetime.now(UTC)
             self.status = "starting"
+            self.summary = None
+            self.finished.clear()
+            self.failed.clear()
             try:
                 self._start_endpoint()
                 self._start_parts()
@@ -149,7 +152,9 @@ class ProductionOrchestrator:
                 self._shut_down()
                 self.status = f"failed: {error}"
                 raise
-            self.status = "running"
+            with self._state_lock:
+                if self.status == "starting":  # a run that had ended already may have said so by now
+                    self.status = "running"
             if self.run is not None and self.run.finished_at is not None:
                 logger.info("this run finished on %s already; --fresh runs it anew", self.run.finished_at.date())
             self._supervision = SupervisedThread("supervision", self._supervise)
@@ -293,6 +298,8 @@ class ProductionOrchestrator:
             self.config, library, clock, derived_ids=derived, deploy=deploy, telemetry=self._telemetry
         )
         champions = loop.restore_champions()
+        if self.pipeline is not None and len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
+            loop.resume_after(marks[-2][0])
         if self.config.agents == "local" and not champions:
             raise ConfigError(
                 "agents: no local model has been promoted in this run yet; use auto, which takes it when there is one"
@@ -340,7 +347,8 @@ class ProductionOrchestrator:
             return
         library: ExperienceLibraryPostgres = self.components["experience_library"]
         self.summary = summarise(self.config, self.run, library, self.pipeline)
-        self.status = "finished"
+        with self._state_lock:
+            self.status = "finished"
         self.finished.set()
 
     def _supervise(self, heartbeat: Any) -> None:

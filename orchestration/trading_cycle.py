@@ -109,6 +109,7 @@ class TradingCycle:
         view = self._store.as_of(instant.at)
         self._broker.open_account(instant.at)
         self._execute_session(view, instant)
+        self._ledger.portfolio.revalue({s: bar.close for s in self._symbols if (bar := view.bar(s, instant.session))})
         self._kill_switch(instant.at)
         settlement = self._tracker.settle(view, instant.session, instant.at, self._symbols)
         analyses = (

@@ -246,7 +246,7 @@ class OrchestratorConfig(BaseModel):
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
-        merged = {**_from_yaml(path), **_from_environment(), **_without_placeholders(arguments)}
+        merged = {**_without_placeholders(_from_yaml(path)), **_from_environment(), **_without_placeholders(arguments)}
         try:
             super().__init__(**merged)
         except ValidationError as error:
@@ -336,7 +336,12 @@ class OrchestratorConfig(BaseModel):
             "summary_json", "decisions_jsonl", "record", "fresh", "history_dir", "log_format", "log_level",
             "enable_monitoring", *_SECRETS,
         }  # fmt: skip
-        return self.model_dump(mode="json", exclude=irrelevant)
+        values = self.model_dump(mode="json", exclude=irrelevant)
+        # settings that say the default are the default, whether a file spells them out or not
+        values["agent_settings"] = {
+            name: kept for name, kept in values["agent_settings"].items() if kept != AgentSettings().model_dump(mode="json")
+        }
+        return values
 
 
 def _from_yaml(path: Any) -> dict[str, Any]:

@@ -115,12 +115,15 @@ class OutcomeTracker:
         earned: list[tuple[str, str, float, bool]] = []
         for decided in sorted(day for day in self._open if self._calendar.next_session(day, self._horizon) <= session):
             end = self._calendar.next_session(decided, self._horizon)
-            paths = {symbol: path for symbol in universe if (path := _path(view, symbol, decided, end, self._horizon))}
+            window = len(self._calendar.sessions(decided, session))
+            paths = {symbol: path for symbol in universe if (path := _path(view, symbol, decided, end, window))}
             benchmark = float(np.mean([path.total_return for path in paths.values()])) if paths else 0.0
             for decision in self._open.pop(decided):
                 path = paths.get(decision.symbol)
                 if path is None:
                     self.unsettled += 1
+                    for opinion in decision.opinions:
+                        self._scores.pop(opinion.trajectory_id, None)
                     continue
                 outcome = Outcome(
                     decision.decision_id, decision.symbol, decision.as_of, at, self._horizon, path.entry_session,
@@ -181,9 +184,12 @@ class _Path:
     rise: float
 
 
-def _path(view: AsOfView, symbol: str, decided: date, end: date, horizon: int) -> _Path | None:
-    """Measure a symbol from the open after `decided` to the close of `end`, dividends included."""
-    bars = view.bars(symbol, horizon + 1)
+def _path(view: AsOfView, symbol: str, decided: date, end: date, window: int) -> _Path | None:
+    """Measure a symbol from the open after `decided` to the close of `end`, dividends included.
+
+    `window` is the number of sessions from `decided` to the present: more than the horizon where it settles late.
+    """
+    bars = view.bars(symbol, window)
     inside = (bars.sessions > np.datetime64(decided)) & (bars.sessions <= np.datetime64(end))
     if not inside.any():
         return None

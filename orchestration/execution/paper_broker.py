@@ -40,8 +40,8 @@ class PaperBroker:
             self._ledger.record("cash", as_of, amount=self._settings.initial_cash, reason="initial")
 
     def submit(self, order: Order) -> None:
-        """Accept a market order for the next session's open; an order that is known already changes nothing."""
-        if order.order_id in self._ledger.portfolio.orders:
+        """Accept a market order for the next session's open; one that was ever accepted before changes nothing."""
+        if order.order_id in self._ledger.portfolio.order_ids:
             return
         self._ledger.record(
             "order",
@@ -111,7 +111,8 @@ class PaperBroker:
         """Return the shares that the cash pays for: a gap up overnight must not buy on credit."""
         if order.side == "sell":
             return self._ledger.portfolio.held(order.symbol)
-        unit = price * (1 + self._settings.one_way_cost)
+        executed = price * (1 + (self._settings.half_spread_bps + self._settings.slippage_bps) / 1e4)
+        unit = executed * (1 + self._settings.commission_bps / 1e4)
         return float(int(max(0.0, self._ledger.portfolio.cash) / unit))
 
     def _protect(self, bar: Bar, capacity: float) -> None:

@@ -7,7 +7,7 @@ that made it is committed. Loading the log and folding it gives the same portfol
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -52,6 +52,8 @@ class Portfolio:
         Whether the kill switch or the drawdown gate allows reductions only.
     trades : list of Trade
         Every fill, in order.
+    order_ids : set of str
+        Every order ever accepted: an order is placed once, however often it is sent.
     """
 
     cash: float = 0.0
@@ -67,6 +69,7 @@ class Portfolio:
     trades: list[Trade] = field(default_factory=list)
     costs_usd: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
+    order_ids: set[str] = field(default_factory=set)
 
     def held(self, symbol: str) -> float:
         """Return the shares held."""
@@ -76,6 +79,14 @@ class Portfolio:
     def value(self) -> float:
         """Return cash plus every position at its last price, USD."""
         return self.cash + sum(p.quantity * self.prices[p.symbol] for p in self.positions.values() if p.quantity)
+
+    def revalue(self, closes: Mapping[str, float]) -> None:
+        """Look at an instant's closes before its mark records them: the gates act on today's prices.
+
+        Sets exactly what that mark will set, so that the fold of the log stays the portfolio.
+        """
+        self.prices.update({symbol: close for symbol, close in closes.items() if self.held(symbol)})
+        self.session_start_equity = self.equity
 
     def weights(self) -> dict[str, float]:
         """Return the share of equity that each held symbol has."""
@@ -97,6 +108,7 @@ class Portfolio:
             self.equity = self.peak_equity = self.session_start_equity = p["amount"]
 
     def _on_order(self, p: dict[str, Any], at: datetime) -> None:
+        self.order_ids.add(p["order_id"])
         self.orders[p["order_id"]] = Order(
             p["order_id"], p["symbol"], p["side"], p["quantity"], at, p["stop_loss"], p["take_profit"]
         )

@@ -74,9 +74,9 @@ class RiskGate:
         equity = portfolio.value()
         held = portfolio.held(proposal.symbol)
         weight = held * proposal.price / equity if equity > 0 else 0.0
-        if proposal.blocked:
-            return self._refuse(proposal, "unfit", proposal.target_weight, proposal.blocked)
         if proposal.side == "sell":
+            if proposal.blocked:
+                return self._refuse(proposal, "unfit", weight, proposal.blocked)
             return RiskDecision("sell", held)
         if portfolio.halted:
             return self._refuse(proposal, "halt", proposal.target_weight, "the kill switch is on: reductions only")
@@ -84,6 +84,10 @@ class RiskGate:
         if loss >= self._risk.max_daily_loss:
             reason = f"the portfolio lost {loss:.2%} since the last session: reductions only until the next"
             return self._refuse(proposal, "daily_loss", proposal.target_weight, reason)
+        if proposal.blocked:
+            return self._refuse(proposal, "unfit", proposal.target_weight, proposal.blocked)
+        if equity <= 0:
+            return self._refuse(proposal, "gross_leverage", proposal.target_weight, "there is no equity to buy with")
         return self._buy(proposal, portfolio, equity, weight, reserved)
 
     def _buy(

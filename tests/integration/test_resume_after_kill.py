@@ -249,3 +249,40 @@ def test_sigterm_during_a_training_ends_in_time_and_the_training_goes_on_at_the_
     ended = run_to_end(home, *learning_flags(home), env=env)
     assert ended.exit_code == 0, ended.stderr
     assert learned_in(home) == learned
+
+
+def test_a_resumed_run_checked_its_triggers_where_an_uninterrupted_one_does_not(home: Path, model_cache: Path) -> None:
+    """With one check in a hundred years, at the first instant, there is nothing to train; a resumed run trained."""
+    env = {"MODEL_CACHE_DIR": str(model_cache), "LEARNING_CHECK_INTERVAL": "1000000"}
+    with Daemon(home, *learning_flags(home), env=env) as daemon:
+        daemon.until(lambda: written(home) >= 390, "the day on which the trigger is ready")
+        daemon.kill()
+    for _ in range(2):
+        ended = run_to_end(home, *learning_flags(home), env=env)
+        assert ended.exit_code == 0, ended.stderr
+        assert summary_of(home)["trainings"] == []
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="DecisionPipeline._take hands opinions to the judges after writing the log: a crash between loses their grades",
+)
+def test_a_decision_thread_that_died_after_a_commit_left_opinions_without_a_grade(
+    home: Path, reference: Reference
+) -> None:
+    """The reader of the decisions goes away, so that the thread dies between commit and judging, and comes back."""
+    pipe = home / "decisions.jsonl"
+    os.mkfifo(pipe)
+    with Daemon(home, *NO_LEARNING, *flags(home)) as daemon:
+        with pipe.open("rb") as reader:
+            for _ in range(45):
+                assert reader.readline()
+        daemon.until(lambda: "BrokenPipeError" in daemon.stderr, "the thread's death")
+        again = pipe.read_bytes()  # opened anew by the restarted thread, which writes everything from the start
+        ended = daemon.wait(90)
+    assert ended.exit_code == 0, ended.stderr
+    assert again == reference.decisions
+    left = stored(home / "data")
+    assert left.portfolio == reference.stored.portfolio
+    assert len(left.evaluations) == len(reference.stored.evaluations)
+    assert left.outcomes == reference.stored.outcomes

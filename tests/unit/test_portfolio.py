@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_events_are_chained_and_pending_ones_are_handed_over_once() -> None:
 
 
 def test_an_unknown_kind_of_event_is_not_swallowed() -> None:
-    event = PortfolioEvent.chained(__import__("uuid").uuid4(), "gift", T0, {}, GENESIS)  # type: ignore[arg-type]
+    event = PortfolioEvent.chained(uuid.uuid4(), "gift", T0, {}, GENESIS)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         Portfolio().apply(event)
 
@@ -160,6 +161,7 @@ ACTION = st.none() | st.tuples(
 DAYS = st.lists(st.tuples(SESSION, st.lists(INTENT, max_size=3), ACTION), min_size=1, max_size=6)
 COSTS = st.builds(
     ExecutionSettings,
+    initial_cash=st.floats(100, 1e5),
     commission_bps=st.floats(0, 30),
     half_spread_bps=st.floats(0, 30),
     slippage_bps=st.floats(0, 30),

@@ -148,6 +148,13 @@ class OnlineLearningLoop:
                 self.progress = None
                 self._refresh()
 
+    def resume_after(self, instant: datetime) -> None:
+        """Take a check's window as checked: that of the last instant but one of a run that is resumed.
+
+        The last instant is checked again then only if it began a window, as in the run that was not interrupted.
+        """
+        self._last_check = instant
+
     def get_status(self) -> dict[str, Any]:
         """Return running, last_check, library_stats, training_log_count, recent_trainings (last 5) and triggers."""
         try:

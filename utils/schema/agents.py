@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, model_validator
 
 AgentType = Literal["news", "technical", "fundamental", "strategist", "validator"]
 Recommendation = Literal["strong_buy", "buy", "hold", "sell", "strong_sell"]
@@ -63,7 +63,7 @@ class AgentOutput(_Frozen):
     recommendation: Recommendation
     confidence: Unit
     p_correct: Unit | None = None
-    abstained: bool = False
+    abstained: StrictBool = False
     abstain_reason: str | None = None
     reasoning: str = Field(default="", max_length=4000)
     signals: dict[str, Signed] = Field(default_factory=dict)
