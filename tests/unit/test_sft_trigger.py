@@ -1,0 +1,89 @@
+"""When fine-tuning starts: on tallies and past runs alone, a year of instants in no time."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from data_pipeline.library.outcomes import SessionTally
+from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
+from training.training_runs import TrainingRun
+
+START = datetime(2014, 1, 1, 21, tzinfo=UTC)
+HORIZON = timedelta(days=5)
+CONFIG = SFTPipelineConfig()
+
+
+def tallies(days: int, decisions: int = 10, successes: int = 5) -> list[SessionTally]:
+    instants = (START + timedelta(days=day) for day in range(days))
+    return [SessionTally(at, decisions, successes, at + HORIZON) for at in instants]
+
+
+def run(state: str, started_at: datetime, data_cutoff: datetime | None = None) -> TrainingRun:
+    return TrainingRun(
+        uuid.uuid4(), "r", "technical", "sft", state, {}, None, data_cutoff, None, None, started_at, started_at
+    )
+
+
+def at(day: float) -> datetime:
+    return START + timedelta(days=day)
+
+
+def ready(days: int, past: list[TrainingRun], now: datetime, *, force: bool = False) -> Readiness:
+    return assess(CONFIG, past, lambda: tallies(days), now, force=force)
+
+
+def test_a_hundred_successes_before_the_held_out_period_make_it_ready() -> None:
+    found = ready(90, [], at(95))
+    assert found.ready
+    assert found.new_successes == 20 * 5
+    assert found.split is not None
+    assert found.split.holdout_sessions == 60
+
+
+def test_one_session_earlier_it_waits_and_counts() -> None:
+    found = ready(89, [], at(94))
+    assert not found.ready
+    assert found.detail == "95 of 100 new successes before the held-out period"
+
+
+def test_after_a_completed_run_only_what_it_has_not_seen_counts() -> None:
+    last = run("completed", at(95), data_cutoff=at(25))
+    found = ready(105, [last], at(110))
+    assert not found.ready
+    assert found.new_successes == 15 * 5
+    assert ready(110, [last], at(115)).ready
+
+
+def test_two_runs_lie_a_day_apart_whatever_the_count() -> None:
+    last = run("completed", at(95), data_cutoff=at(0))
+    assert "next after 24 h" in ready(200, [last], at(95) + timedelta(hours=23)).detail
+    assert ready(200, [last], at(95) + timedelta(hours=24)).ready
+
+
+@pytest.mark.parametrize(("failures", "hours"), [(1, 1), (2, 2), (3, 4), (5, 16), (6, 24), (9, 24)])
+def test_failures_double_the_pause_up_to_a_day(failures: int, hours: int) -> None:
+    past = [run("failed", at(95))] * failures
+    assert f"{failures} failed in a row" in ready(200, past, at(95) + timedelta(hours=hours, seconds=-1)).detail
+    assert ready(200, past, at(95) + timedelta(hours=hours)).ready
+
+
+def test_a_run_that_a_kill_cut_off_goes_on_without_waiting_for_its_trigger() -> None:
+    found = ready(90, [run("running", at(95))], at(95))
+    assert found.ready
+    assert found.detail == "an interrupted run goes on"
+
+
+def test_force_waits_for_nothing_but_a_verdict_that_can_be_given() -> None:
+    last = run("completed", at(95), data_cutoff=at(25))
+    assert ready(90, [last], at(96), force=True).ready
+    assert "held-out sessions" in ready(60, [], at(66), force=True).detail
+
+
+def test_the_experiences_are_not_counted_before_it_is_time() -> None:
+    def never() -> list[SessionTally]:
+        raise AssertionError("asked too early")
+
+    assert not assess(CONFIG, [run("completed", at(95))], never, at(95.5)).ready
