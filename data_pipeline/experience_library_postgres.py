@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
+
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
 from data_pipeline.library import cycle, outcomes, similarity, trajectories
@@ -124,14 +126,19 @@ class ExperienceLibraryPostgres:
         """
         trajectories.validate(trajectory)
         row = trajectories.as_row(trajectory)
-        with self.database.connection() as connection, connection.cursor() as cursor:
-            if trajectories.insert_row(cursor, row) and not trajectory.abstained:
-                embedding = (
-                    trajectory.embedding if trajectory.embedding is not None else self.embed(trajectory.market_state)
-                )
-                if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
-                    embedded = replace(trajectory, embedding=embedding)
-                    similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
+        try:
+            with self.database.connection() as connection, connection.cursor() as cursor:
+                if trajectories.insert_row(cursor, row) and not trajectory.abstained:
+                    embedding = (
+                        trajectory.embedding
+                        if trajectory.embedding is not None
+                        else self.embed(trajectory.market_state)
+                    )
+                    if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                        embedded = replace(trajectory, embedding=embedding)
+                        similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
+        except psycopg.errors.ForeignKeyViolation:
+            raise ValueError(f"run_id {trajectory.run_id!r} names no run of this database; open it first") from None
         self._telemetry.count("trajectories_stored_total", agent_type=trajectory.agent_type)
         return True
 

@@ -339,7 +339,9 @@ class OrchestratorConfig(BaseModel):
         values = self.model_dump(mode="json", exclude=irrelevant)
         # settings that say the default are the default, whether a file spells them out or not
         values["agent_settings"] = {
-            name: kept for name, kept in values["agent_settings"].items() if kept != AgentSettings().model_dump(mode="json")
+            name: kept
+            for name, kept in values["agent_settings"].items()
+            if kept != AgentSettings().model_dump(mode="json")
         }
         return values
 

@@ -202,6 +202,12 @@ def test_a_finished_run_started_again_reports_at_once_and_writes_nothing_new(fin
     assert query(finished.data_dir, counts) == before
 
 
+def test_symbols_in_another_order_and_a_source_by_its_default_were_taken_for_another_run(finished: Run) -> None:
+    period = ("--replay_start", START.isoformat(), "--replay_end", END.isoformat())
+    shuffled = run(finished.home, *period, "--streaming_symbols", "msft", "GOOGL", "AAPL", "MSFT", name="-shuffled")
+    assert shuffled.summary == finished.summary
+
+
 def test_fresh_runs_a_finished_run_anew_under_a_new_id_with_the_same_bytes(finished: Run) -> None:
     anew = run(finished.home, *PERIOD, "--streaming_symbols", *SYMBOLS, "--fresh", name="-fresh")
     assert anew.ended.exit_code == 0
@@ -214,12 +220,6 @@ def test_fresh_runs_a_finished_run_anew_under_a_new_id_with_the_same_bytes(finis
         (finished.summary["run_id"], finished.summary["trajectories"]),
         (anew.summary["run_id"], anew.summary["trajectories"]),
     }
-
-
-def test_symbols_in_another_order_and_a_source_by_its_default_were_taken_for_another_run(finished: Run) -> None:
-    period = ("--replay_start", START.isoformat(), "--replay_end", END.isoformat())
-    shuffled = run(finished.home, *period, "--streaming_symbols", "msft", "GOOGL", "AAPL", "MSFT", name="-shuffled")
-    assert shuffled.summary == finished.summary
 
 
 def test_http_answers_while_it_runs_and_a_finished_daemon_serves_until_sigterm(home: Path) -> None:

@@ -161,10 +161,8 @@ def test_a_second_signal_ends_at_once(home: Path) -> None:
     assert ended.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
-@pytest.mark.parametrize("goal", [45, 250])
-def test_a_killed_database_is_brought_back_and_the_result_is_the_same(
-    home: Path, reference: Reference, goal: int
-) -> None:
+def test_a_killed_database_is_brought_back_and_the_result_is_the_same(home: Path, reference: Reference) -> None:
+    goal = 150
     with Daemon(home, *NO_LEARNING, *flags(home)) as daemon:
         daemon.until(lambda: written(home) >= goal, f"decision {goal}")
         first = postmaster_pid(home / "data")
@@ -209,19 +207,23 @@ def training_seen(daemon: Daemon) -> bool:
     return bool((daemon.status().get("learning_loop") or {}).get("training_now"))
 
 
-def test_kills_during_a_training_leave_no_child_and_the_same_adapter_and_verdict(
+def test_kills_and_a_sigterm_during_a_training_leave_no_child_and_the_same_adapter_and_verdict(
     home: Path, model_cache: Path, learned: Learned
 ) -> None:
     rng = random.Random(713)
     env = {"MODEL_CACHE_DIR": str(model_cache)}
-    for wait_s in (0.0, rng.uniform(0.3, 1.5)):
-        with Daemon(home, *learning_flags(home), env=env) as daemon:
-            daemon.until(lambda daemon=daemon: training_seen(daemon), "a training", 120)
-            time.sleep(wait_s)  # any later instant of the training will do
-            children = [child for child in daemon.descendants() if "postgres" not in child.name()]
-            daemon.kill()
-        _, alive = psutil.wait_procs(children, timeout=5)
-        assert alive == []
+    with Daemon(home, *learning_flags(home), env=env) as daemon:
+        daemon.until(lambda: training_seen(daemon), "a training", 120)
+        time.sleep(rng.uniform(0.0, 1.5))  # any later instant of the training will do
+        children = [child for child in daemon.descendants() if "postgres" not in child.name()]
+        daemon.kill()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    with Daemon(home, *learning_flags(home), env=env) as daemon:
+        daemon.until(lambda: training_seen(daemon), "a training", 120)
+        ended, seconds = daemon.terminate()
+    assert (ended.exit_code, "Traceback" in ended.stderr) == (0, False)
+    assert seconds < 30
     with Daemon(home, *learning_flags(home), env=env) as daemon:  # and once while the child is being started
         daemon.until(lambda: any("train_adapter" in " ".join(argv(c)) for c in daemon.descendants()), "a child", 120)
         daemon.kill()
@@ -235,20 +237,6 @@ def argv(process: psutil.Process) -> list[str]:
         return list(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return []
-
-
-def test_sigterm_during_a_training_ends_in_time_and_the_training_goes_on_at_the_next_start(
-    home: Path, model_cache: Path, learned: Learned
-) -> None:
-    env = {"MODEL_CACHE_DIR": str(model_cache)}
-    with Daemon(home, *learning_flags(home), env=env) as daemon:
-        daemon.until(lambda: training_seen(daemon), "a training", 120)
-        ended, seconds = daemon.terminate()
-    assert (ended.exit_code, "Traceback" in ended.stderr) == (0, False)
-    assert seconds < 30
-    ended = run_to_end(home, *learning_flags(home), env=env)
-    assert ended.exit_code == 0, ended.stderr
-    assert learned_in(home) == learned
 
 
 def test_a_resumed_run_checked_its_triggers_where_an_uninterrupted_one_does_not(home: Path, model_cache: Path) -> None:

@@ -126,7 +126,9 @@ COERCED: dict[str, tuple[dict[str, Any], str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "field", "value"), COERCED.values(), ids=[name.replace(" ", "_") for name in COERCED])
+@pytest.mark.parametrize(
+    ("change", "field", "value"), COERCED.values(), ids=[name.replace(" ", "_") for name in COERCED]
+)
 def test_a_coercion_gives_the_value_and_a_formatting_finding(change, field, value) -> None:
     output, findings = parse_output(raw_technical(**change))
     assert output is not None
@@ -194,7 +196,9 @@ def test_a_key_that_stands_twice_is_a_finding() -> None:
     assert [(f.category, f.pointer) for f in findings] == [("formatting_error", "/confidence")]
 
 
-@pytest.mark.parametrize("raw", ["", "not json", "[1, 2]", "null", "3", b"\xff\xfe", None, 3, [], object(), "[" * 100_000])
+@pytest.mark.parametrize(
+    "raw", ["", "not json", "[1, 2]", "null", "3", b"\xff\xfe", None, 3, [], object(), "[" * 100_000]
+)
 def test_what_holds_no_object_is_an_invalid_value(raw) -> None:
     output, findings = parse_output(raw, "news")
     assert output is None
@@ -210,7 +214,9 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=4),
     max_leaves=10,
 )
-NAMES = sorted({name for model in OUTPUT_MODELS.values() for name in model.model_fields} | {"decision", "metrics", "RSI"})
+NAMES = sorted(
+    {name for model in OUTPUT_MODELS.values() for name in model.model_fields} | {"decision", "metrics", "RSI"}
+)
 DAMAGE = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), VALUES, max_size=4)
 
 

@@ -16,7 +16,11 @@ from utils.errors import ComponentStartError
 
 @pytest.fixture
 def views() -> dict[str, tuple[int, dict[str, Any]]]:
-    return {"/health": (200, {"overall_healthy": True}), "/ready": (503, {"ready": False}), "/status": (200, {"a": [1]})}
+    return {
+        "/health": (200, {"overall_healthy": True}),
+        "/ready": (503, {"ready": False}),
+        "/status": (200, {"a": [1]}),
+    }
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_the_page_for_people_is_html_and_may_load_nothing_from_elsewhere(endpoin
     assert headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert b"</html>" in body
-    assert b"src=\"http" not in body
+    assert b'src="http' not in body
 
 
 def test_head_has_the_headers_and_no_body(endpoint) -> None:

@@ -58,7 +58,7 @@ model_version_info G agent_type,version
 model_promotions_total C agent_type
 model_rollbacks_total C agent_type
 """
-TABLE = [(line.split() + [""])[:3] for line in DOCUMENTED.strip().splitlines()]
+TABLE = [[*line.split(), ""][:3] for line in DOCUMENTED.strip().splitlines()]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def value(collector: MetricsCollector, name: str) -> float | None:
 def test_a_documented_metric_exists_with_its_kind_and_labels_and_moves(collector, name, kind, labels) -> None:
     [spec] = [spec for spec in METRICS if spec.name == name]
     assert (spec.kind, ",".join(spec.labels)) == (kind, labels)
-    given = {label: "x" for label in spec.labels}
+    given = dict.fromkeys(spec.labels, "x")
     report = {"C": collector.count, "G": collector.gauge, "H": collector.observe}[kind]
     before = collector.get_current_metrics()
     report(name, 3.0, **given)

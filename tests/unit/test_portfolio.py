@@ -153,7 +153,11 @@ SESSION = st.fixed_dictionaries(
     }
 )
 INTENT = st.tuples(
-    st.sampled_from(SYMBOLS), st.sampled_from(("buy", "sell")), st.integers(1, 3000), st.floats(0.5, 0.99), st.booleans()
+    st.sampled_from(SYMBOLS),
+    st.sampled_from(("buy", "sell")),
+    st.integers(1, 3000),
+    st.floats(0.5, 0.99),
+    st.booleans(),
 )
 ACTION = st.none() | st.tuples(
     st.sampled_from(SYMBOLS), st.sampled_from(("split", "dividend")), st.sampled_from((0.5, 2.0, 7.0, 1.37))

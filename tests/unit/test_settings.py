@@ -34,11 +34,25 @@ def test_the_documented_defaults() -> None:
     config = OrchestratorConfig()
     assert config.streaming_symbols == ("AAPL", "MSFT", "GOOGL")
     assert (config.metrics_port, config.metrics_host, config.health_check_interval_seconds) == (9090, "127.0.0.1", 60)
-    assert (config.learning_check_interval_hours, config.sft_min_trajectories, config.rl_min_trajectories) == (6, 100, 500)
-    assert (config.db_host, config.db_port, config.db_name, config.db_user) == (None, 5432, "trading_experience", "postgres")
+    assert (config.learning_check_interval_hours, config.sft_min_trajectories, config.rl_min_trajectories) == (
+        6,
+        100,
+        500,
+    )
+    assert (config.db_host, config.db_port, config.db_name, config.db_user) == (
+        None,
+        5432,
+        "trading_experience",
+        "postgres",
+    )
     assert config.db_password.get_secret_value() == "postgres"
     assert (config.feed, config.agents, config.judges) == ("auto", "auto", "auto")
-    assert (config.replay_dir, config.replay_start, config.replay_end, config.replay_speed) == ("sample", None, None, "max")
+    assert (config.replay_dir, config.replay_start, config.replay_end, config.replay_speed) == (
+        "sample",
+        None,
+        None,
+        "max",
+    )
     assert config.data_dir == Path("var")
     assert config.random_state == 42
     assert config.enable_streaming and config.enable_learning_loop and config.enable_monitoring
@@ -56,7 +70,11 @@ def test_the_documented_limits_and_costs() -> None:
     assert (execution.participation, execution.initial_cash) == (0.025, 100_000)
     assert execution.one_way_cost == pytest.approx(8e-4)
     assert (config.judge.deadline_s, config.judge.quorum, config.judge.weight) == (20, 2, 0.2)
-    assert (config.decision.cadence, config.decision.horizon, config.decision.horizon_sessions) == ("daily_close", "5d", 5)
+    assert (config.decision.cadence, config.decision.horizon, config.decision.horizon_sessions) == (
+        "daily_close",
+        "5d",
+        5,
+    )
     assert (config.feed_settings.queue, config.feed_settings.calendar) == (10_000, "XNYS")
     assert config.budget.usd_per_day == 5
     assert config.agent("news").enabled
@@ -102,7 +120,9 @@ def test_a_secret_file_that_is_not_there_is_a_named_fault(monkeypatch) -> None:
         OrchestratorConfig()
 
 
-@pytest.mark.parametrize("placeholder", ["your_key", "your-api-key-here", "YOUR_FINNHUB_KEY", "changeme", "xxxx", "<key>"])
+@pytest.mark.parametrize(
+    "placeholder", ["your_key", "your-api-key-here", "YOUR_FINNHUB_KEY", "changeme", "xxxx", "<key>"]
+)
 @pytest.mark.parametrize("source", ["argument", "environment", "dotenv", "yaml"])
 def test_a_placeholder_counts_as_unset_with_a_warning(bare, monkeypatch, caplog, placeholder, source) -> None:
     arguments: dict[str, Any] = {}
@@ -172,7 +192,8 @@ def test_a_wrong_setting_is_a_config_error_that_names_it(arguments, message) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["metrics_port: [", "- a\n- b\n", "just words", "metrics_prot: 1\n", "risk: {max_drawdwn: 1}\n", "risk: 5\n"]
+    "text",
+    ["metrics_port: [", "- a\n- b\n", "just words", "metrics_prot: 1\n", "risk: {max_drawdwn: 1}\n", "risk: 5\n"],
 )
 def test_a_wrong_yaml_file_is_a_config_error(bare, text) -> None:
     system_yaml(bare, text)

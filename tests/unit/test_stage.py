@@ -167,7 +167,7 @@ def test_a_stage_that_was_given_up_says_so_to_who_waits_for_it(make) -> None:
     stage = make(process, recover)
     stage.thread._first_backoff_s = 1e-6
     stage.start()
-    with pytest.raises(ComponentStartError, match="given up.*nor does this"):
+    with pytest.raises(ComponentStartError, match=r"given up.*nor does this"):
         stage.wait_idle(Heartbeat())
 
 
