@@ -182,7 +182,7 @@ class ExperienceLibraryPostgres:
             costs,
         )
         with self.database.connection() as connection, connection.cursor() as cursor:
-            return outcomes.update(cursor, update, revise=revise)
+            return outcomes.update(cursor, update, revise=revise, dated=matured_at is not None)
 
     def get_trajectory(self, trajectory_id: str) -> Trajectory | None:
         """Return one trajectory, None if there is none."""

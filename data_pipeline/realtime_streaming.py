@@ -65,9 +65,9 @@ class FeedPump:
         """Monotonic time (s) at which the feed's thread was last known to be well.
 
         While it waits inside the feed for the next instant, that is now: waiting is a feed's business, and a lost
-        connection is repaired there. So it is after the feed has ended: nothing more is to come.
+        connection is repaired there.
         """
-        return time.monotonic() if self._waiting_for_feed or not self.alive else self._beat
+        return time.monotonic() if self.alive and self._waiting_for_feed else self._beat
 
     def start(self) -> None:
         """Start the thread; does nothing if it was started before."""

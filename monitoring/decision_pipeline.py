@@ -57,8 +57,13 @@ class DecisionPipeline:
     config, run_id, library, coordinator, clock, telemetry
     open_feed : callable
         Opens the configured feed anew for each start of the thread.
+
+    Attributes
+    ----------
     judging, learning : Stage or None
-        Stages beside the decisions.
+        Stages beside the decisions, set before `run`.
+    judging_backlog : callable
+        Reads the opinions that no judge has seen.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class DecisionPipeline:
         self._pump: FeedPump | None = None
         self._prepared = False
         self.judging: Stage[list[JudgeItem]] | None = None
+        self.judging_backlog: Callable[[], list[JudgeItem]] = list
         self.learning: Stage[datetime] | None = None
         self.progress = Progress()
         self.feed: MarketFeed
@@ -141,8 +147,8 @@ class DecisionPipeline:
 
     @property
     def feed_age_s(self) -> float:
-        """Seconds since the feed's thread was last known to be well."""
-        return time.monotonic() - self._pump.heartbeat if self._pump else 0.0
+        """Seconds since the feed's thread was last known to be well; 0 once it has ended, for nothing more is to come."""
+        return time.monotonic() - self._pump.heartbeat if self._pump and self._pump.alive else 0.0
 
     def run(self, heartbeat: Heartbeat) -> None:
         """Work until the feed ends or the heartbeat says to stop; the body of the decision thread."""
@@ -157,6 +163,8 @@ class DecisionPipeline:
         try:
             if not self._wait_for_stages(heartbeat):
                 return
+            if self.judging is not None:  # what a death of this thread kept from the judges after its commit
+                self.judging.submit(self.judging_backlog())
             if cursor is not None and self.learning is not None:
                 self.learning.submit(cursor)  # a kill may have come before the last instant's check was done
                 if not self._idle(self.learning, heartbeat):

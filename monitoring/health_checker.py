@@ -81,6 +81,9 @@ class HealthChecker:
                 detail = check()
             except SystemFault as error:
                 detail = str(error)
+            except Exception as error:  # a check that breaks is news of its component, and must not end all checking
+                detail = f"{type(error).__name__}: {error}"
+                logger.exception("health: the check of %s broke", name)
             self._note(name, detail)
 
     def get_health_status(self) -> dict[str, HealthStatus]:

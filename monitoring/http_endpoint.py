@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from utils.errors import ComponentStartError
+from utils.logs import logger
 
 JsonView = Callable[[], tuple[int, dict[str, Any]]]
 
@@ -113,7 +114,11 @@ def _handler(metrics: Callable[[], bytes], views: dict[str, JsonView]) -> type[B
             elif path == "/":
                 self._send(200, "text/html; charset=utf-8", page)
             elif path in views:
-                status, body = views[path]()
+                try:
+                    status, body = views[path]()
+                except Exception:  # a fault of a view must not look like a dead daemon
+                    logger.exception("http: %s failed", path)
+                    status, body = 500, {"error": f"{path} failed; the log has the reason"}
                 self._send(status, "application/json", json.dumps(body, default=str, allow_nan=False).encode())
             else:
                 known = ", ".join(("/", "/metrics", *views))

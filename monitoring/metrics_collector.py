@@ -106,6 +106,7 @@ class MetricsCollector:
         self._endpoint = HttpEndpoint(host, port, metrics=self.render)
         self._metrics: dict[str, _Metric] = {spec.name: _build(spec, self.registry) for spec in METRICS}
         self._children: dict[tuple[object, ...], Any] = {}
+        self._hidden = {spec.name for spec in METRICS if spec.kind == "G" and not spec.labels}
         self._info_lock = threading.Lock()
         self._info: dict[tuple[str, str], tuple[str, ...]] = {}
         for agent_type in AGENT_TYPES:
@@ -151,6 +152,15 @@ class MetricsCollector:
             metric = self._labelled(name, labels)
             if isinstance(metric, Gauge):
                 metric.set(value)
+                self._show(name, metric)
+
+    def _show(self, name: str, metric: Gauge) -> None:
+        """Register a gauge without labels at its first value: until then it is undefined, not zero."""
+        if name in self._hidden:
+            with self._info_lock:
+                if name in self._hidden:
+                    self._hidden.discard(name)
+                    self.registry.register(metric)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put an observation into a histogram."""
@@ -261,5 +271,5 @@ def _build(spec: MetricSpec, registry: CollectorRegistry) -> _Metric:
     if spec.kind == "C":
         return Counter(spec.name, spec.help, spec.labels, registry=registry)
     if spec.kind == "G":
-        return Gauge(spec.name, spec.help, spec.labels, registry=registry)
+        return Gauge(spec.name, spec.help, spec.labels, registry=registry if spec.labels else None)
     return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)

@@ -279,6 +279,7 @@ class ProductionOrchestrator:
             self._state_setter("judge"),
         )
         pipeline.judging = self._judging
+        pipeline.judging_backlog = judging.backlog
         self._register("broker", pipeline.broker)
         self._register("outcome_tracker", pipeline.tracker)
         self._judging.start()

@@ -53,12 +53,14 @@ class Stage(Generic[Item]):
         self._queue: queue.Queue[Item] = queue.Queue(size)
         self._idle = threading.Condition()
         self._open = 0
+        self._covered = 0  # of the open ones: those that recovery will have done
         self.thread = SupervisedThread(name, self._body, on_state)
 
     def start(self) -> None:
         """Start the thread; it recovers first."""
         with self._idle:
             self._open += 1
+            self._covered += 1
         self.thread.start()
 
     def submit(self, item: Item) -> None:
@@ -107,9 +109,11 @@ class Stage(Generic[Item]):
                 self._queue.get_nowait()
             except queue.Empty:
                 break
+            self._covered += 1
         self._patiently(lambda _: self._recover(), heartbeat)
         with self._idle:
-            self._open = self._queue.qsize()
+            self._open -= self._covered
+            self._covered = 0
             self._idle.notify_all()
         while not heartbeat.stop.is_set():
             heartbeat.beat()
@@ -117,8 +121,10 @@ class Stage(Generic[Item]):
                 item = self._queue.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
+            self._covered += 1
             self._patiently(lambda _, item=item: self._process(item), heartbeat)  # type: ignore[misc]
             with self._idle:
+                self._covered -= 1
                 self._open -= 1
                 self._idle.notify_all()
 

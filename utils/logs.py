@@ -67,5 +67,7 @@ def configure_logging(level: str = "INFO", style: str = "console", secrets: tupl
     root.handlers[:] = [handler]
     root.setLevel(max(logging.getLevelName(level), logging.INFO))
     logger.setLevel(level)
-    for noisy in ("httpx", "httpcore", "websockets", "psycopg.pool"):
+    for noisy in ("httpx", "httpcore", "websockets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # it repeats for every connection what the library says once
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

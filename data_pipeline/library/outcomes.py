@@ -57,8 +57,10 @@ def apply(cursor: psycopg.Cursor[Any], updates: Sequence[OutcomeUpdate]) -> None
     _mirror(cursor, ids, success, reward, matured_at)
 
 
-def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool) -> bool:
+def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool, dated: bool = True) -> bool:
     """Write one outcome; return False for an unknown trajectory.
+
+    Where `dated` is False the time it matured was not given, and a stored one stays.
 
     Raises
     ------
@@ -66,26 +68,30 @@ def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool)
         If another outcome is stored and `revise` is False.
     """
     cursor.execute(
-        "SELECT actual_return, success, reward, matured_at FROM trajectories WHERE trajectory_id = %s FOR UPDATE",
+        "SELECT actual_return, success, reward, benchmark_return, max_drawdown, costs, matured_at FROM trajectories "
+        "WHERE trajectory_id = %s FOR UPDATE",
         (outcome.trajectory_id,),
     )
     stored = cursor.fetchone()
     if stored is None:
         return False
-    given = (outcome.actual_return, outcome.success, outcome.reward)
+    given = (
+        outcome.actual_return, outcome.success, outcome.reward, outcome.benchmark_return, outcome.max_drawdown,
+        outcome.costs, outcome.matured_at,
+    )  # fmt: skip
     if stored[0] is not None:
-        if stored[:3] == given:
+        if stored[:6] == given[:6] and (stored[6] == given[6] or not dated):
             return True
         if not revise:
             raise LibraryConflict(
-                f"trajectory {outcome.trajectory_id} has the outcome (return, success, reward) {stored[:3]}, not {given}; "
-                "pass revise=True to replace it"
+                f"trajectory {outcome.trajectory_id} has the outcome (return, success, reward, benchmark, drawdown, costs, "
+                f"matured) {stored}, not {given}; pass revise=True to replace it"
             )
     cursor.execute(
         "UPDATE trajectories SET actual_return = %s, success = %s, reward = %s, matured_at = %s, benchmark_return = %s, "
         "max_drawdown = %s, costs = %s WHERE trajectory_id = %s",
         (
-            *given,
+            *given[:3],
             outcome.matured_at,
             outcome.benchmark_return,
             outcome.max_drawdown,

@@ -66,7 +66,11 @@ class Database:
                 migrate(connection)
         except psycopg.errors.FeatureNotSupported as error:
             raise ComponentStartError(_no_vector(self.place, error)) from None
-        except (psycopg.errors.UndefinedFile, psycopg.errors.InsufficientPrivilege) as error:
+        except (
+            psycopg.errors.UndefinedFile,
+            psycopg.errors.UndefinedObject,  # halfvec, before 0.7
+            psycopg.errors.InsufficientPrivilege,
+        ) as error:
             raise ComponentStartError(_no_vector(self.place, error)) from None
         except psycopg.OperationalError as error:
             reason = " ".join(str(error).split())

@@ -7,6 +7,7 @@ same identity is a conflict.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from utils.hashing import canonical_json, sha256_hex
 from utils.ids import ADHOC_RUN
 
 EMBEDDING_DIMENSION = 384
+_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +83,7 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict; times in ISO 8601."""
-        return {
-            field.name: value.isoformat() if isinstance(value := getattr(self, field.name), datetime) else value
-            for field in fields(self)
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
@@ -109,6 +108,12 @@ class Trajectory:
             raise ValueError(str(error).split("__init__() ")[-1]) from None
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 CONTENT_COLUMNS = (
     "trajectory_id", "run_id", "decision_id", "timestamp", "as_of", "symbol", "agent_type", "recommendation",
     "market_regime", "market_state", "agent_inputs", "reasoning", "confidence", "abstained", "shadow", "position_size",
@@ -123,7 +128,22 @@ _OUTCOME_OF = attrgetter(*OUTCOME_COLUMNS)
 _JSON_PLACES = tuple(place for place, name in enumerate(CONTENT_COLUMNS) if name in _JSON_COLUMNS)
 _AS_OF = CONTENT_COLUMNS.index("as_of")
 _SIMILAR = CONTENT_COLUMNS.index("similar_ids")
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""The escape of NUL in JSON; an even number of backslashes before it would make it plain text."""
 _SELECT = ", ".join(f"t.{name}" for name in _COLUMNS)
+
+
+_LENGTHS = {
+    "trajectory_id": (1, 64), "symbol": (1, 20), "agent_type": (1, 50), "run_id": (1, 32), "decision_id": (0, 64),
+    "recommendation": (0, 50), "market_regime": (0, 50), "evidence_hash": (64, 64),
+}  # fmt: skip
+_TEXTS = ("reasoning", "policy", "horizon", *_LENGTHS)
+_OPTIONAL_TEXTS = frozenset(("policy", "horizon", "decision_id", "recommendation", "market_regime", "evidence_hash"))
+_NUMBERS = (
+    "timestamp", "position_size", "stop_loss", "take_profit", "actual_return", "reward", "benchmark_return",
+    "max_drawdown", "costs",
+)  # fmt: skip
+_LAST_TIMESTAMP = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def validate(trajectory: Trajectory) -> None:
@@ -135,46 +155,51 @@ def validate(trajectory: Trajectory) -> None:
         Naming the field and what it must be.
     """
     t = trajectory
-    if not t.trajectory_id or len(t.trajectory_id) > 64:
-        raise ValueError("trajectory_id must have 1 to 64 characters")
-    if not t.symbol or len(t.symbol) > 20:
-        raise ValueError("symbol must have 1 to 20 characters")
     if not isinstance(t.confidence, (int, float)) or not 0 <= t.confidence <= 1:
         raise ValueError(f"confidence must lie in 0..1, not {t.confidence!r}")
-    for name in (
-        "timestamp",
-        "position_size",
-        "stop_loss",
-        "take_profit",
-        "actual_return",
-        "reward",
-        "benchmark_return",
-        "max_drawdown",
-        "costs",
-    ):
+    for name in _NUMBERS:
         value = getattr(t, name)
-        if value is not None and not math.isfinite(value):
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise ValueError(f"{name} must be finite, not {value!r}")
+    if not 0 <= t.timestamp <= _LAST_TIMESTAMP:
+        raise ValueError(f"timestamp must be in epoch seconds up to the year 9999, not {t.timestamp!r}")
+    for name in ("stop_loss", "take_profit"):
+        price = getattr(t, name)
+        if price is not None and price <= 0:
+            raise ValueError(f"{name} must be a positive price, not {price!r}")
+    for name in ("as_of", "matured_at"):
+        instant = getattr(t, name)
+        if instant is not None and instant.tzinfo is None:
+            raise ValueError(f"{name} has no time zone; give an aware datetime, for example in UTC")
     if (t.actual_return is None) != (t.matured_at is None):
         raise ValueError("actual_return and matured_at must be given together or not at all")
-    for name in ("trajectory_id", "symbol", "agent_type", "reasoning"):
+    for name in _TEXTS:
         text = getattr(t, name)
-        if not isinstance(text, str) or "\x00" in text:
-            raise ValueError(f"{name} must be text without NUL characters")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
+        if text is not None or name not in _OPTIONAL_TEXTS:
+            _check_text(name, text, *_LENGTHS.get(name, (0, None)))
+    for item in t.similar_ids or ():
+        _check_text("similar_ids", item, 0, None)
     if t.embedding is not None:
         check_embedding(t.embedding)
+
+
+def _check_text(name: str, text: Any, least: int, most: int | None) -> None:
+    if not isinstance(text, str) or "\x00" in text:
+        raise ValueError(f"{name} must be text without NUL characters")
+    if len(text) < least or (most is not None and len(text) > most):
+        raise ValueError(f"{name} must have {least} to {most} characters, not {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
 
 
 def check_embedding(embedding: Sequence[float] | NDArray[np.float32]) -> None:
     """Raise a ValueError unless the embedding has 384 finite values."""
     if len(embedding) != EMBEDDING_DIMENSION:
         raise ValueError(f"embedding must have {EMBEDDING_DIMENSION} values, not {len(embedding)}")
-    if not all(map(math.isfinite, embedding)):
-        raise ValueError("embedding must be finite in every value")
+    if not all(-_LARGEST_HALF <= value <= _LARGEST_HALF for value in embedding):
+        raise ValueError(f"embedding must be finite and within ±{_LARGEST_HALF:.0f} (half precision) in every value")
 
 
 def as_row(t: Trajectory) -> tuple[Any, ...]:
@@ -188,6 +213,8 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
     values: list[Any] = list(_CONTENT_OF(t))
     if values[_AS_OF] is None:
         values[_AS_OF] = datetime.fromtimestamp(t.timestamp, UTC)
+    elif t.as_of is not None and t.as_of.tzinfo is not UTC:
+        values[_AS_OF] = t.as_of.astimezone(UTC)  # the same instant must hash alike
     for place in _JSON_PLACES:
         if values[place] is not None:
             values[place] = _json_text(CONTENT_COLUMNS[place], values[place])
@@ -203,8 +230,12 @@ def _json_text(name: str, value: Any) -> str:
         text = canonical_json(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
-    if "\\u0000" in text:
+    if "\\u0000" in text and _NUL.search(text):
         raise ValueError(f"{name} holds a NUL character, which the database cannot store")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
     return text
 
 

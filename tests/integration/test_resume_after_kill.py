@@ -251,10 +251,6 @@ def test_a_resumed_run_checked_its_triggers_where_an_uninterrupted_one_does_not(
         assert summary_of(home)["trainings"] == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DecisionPipeline._take hands opinions to the judges after writing the log: a crash between loses their grades",
-)
 def test_a_decision_thread_that_died_after_a_commit_left_opinions_without_a_grade(
     home: Path, reference: Reference
 ) -> None:
