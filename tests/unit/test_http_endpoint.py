@@ -101,8 +101,7 @@ def test_it_is_read_only(endpoint, method) -> None:
 
 
 def test_a_view_that_breaks_does_not_take_the_others_with_it(endpoint) -> None:
-    with pytest.raises(http.client.RemoteDisconnected):
-        ask(endpoint, "/broken")
+    assert ask(endpoint, "/broken")[0] == 500
     assert ask(endpoint, "/health")[0] == 200
 
 
