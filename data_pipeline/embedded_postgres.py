@@ -98,13 +98,8 @@ class EmbeddedPostgres:
                 folder.chmod(0o755)
             os.chown(self.home, self._account.uid, self._account.gid or -1)
             self.home.chmod(0o755)
-        lock = (self.home / "owner.lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+        if not self._take_lock():
             return self._attach()
-        self._lock = lock
         try:
             self._bin = _binaries(self._account)
             self._initialise()
@@ -133,11 +128,15 @@ class EmbeddedPostgres:
         )
 
     def ensure_running(self) -> bool:
-        """Start the server again if it died under its owner; return whether it is ready."""
+        """Start the server again if it died or its owner stopped it; return whether it is ready.
+
+        One that was attached to and lost its owner is taken over: whoever still needs it must not depend on who was
+        there first.
+        """
         if self._ready():
             return True
         with self._lifecycle:  # several threads notice at once; the others find it running
-            if self.owns_server and not self._ready():
+            if not self._ready() and (self.owns_server or self._take_lock()):
                 logger.warning("the embedded database is down; starting it again")
                 self._launch()
             return self._ready()
@@ -158,6 +157,17 @@ class EmbeddedPostgres:
         pid = self._postmaster()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
+
+    def _take_lock(self) -> bool:
+        """Become the owner unless another process is; return whether this one is now."""
+        lock = (self.home / "owner.lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
 
     def _release(self) -> None:
         if self._lock is not None:

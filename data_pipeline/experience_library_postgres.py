@@ -317,8 +317,8 @@ class ExperienceLibraryPostgres:
                 self.revive()
 
     def revive(self) -> None:
-        """Start the embedded server again if it is ours and died."""
-        if self._server is not None and self._server.owns_server:
+        """Start the embedded server again if it is away."""
+        if self._server is not None:
             self._server.ensure_running()
 
     def ping(self) -> float:

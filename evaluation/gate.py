@@ -94,8 +94,8 @@ class GateSettings:
         Below either there is no verdict on quality.
     level : float
         One-sided level of the lower bounds. An iid test at 5 % promotes policies without skill in up to 83 % of trials
-        on dependent decisions; blocks of 20 sessions leave 9 %, hence 2 %. The caller spends its error over successive
-        gates by raising it.
+        on dependent decisions; blocks of 20 sessions leave 9 %, hence 2 %. It is the error of one gate: successive
+        gates each spend it anew.
     min_block_sessions, block_horizons : int
         A block is the longer of the first and of that many horizons.
     independent_sessions : bool

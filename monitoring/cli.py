@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monitoring.production_orchestrator import ProductionOrchestrator
+from monitoring.production_orchestrator import ProductionOrchestrator, refuse_what_is_not_there
 from monitoring.progress import ProgressLine
 from monitoring.summary import render, write_summary
 from utils.errors import ComponentStartError, ConfigError, SystemFault, nearest
@@ -108,6 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 2)
     configure_logging(config.log_level, config.log_format, _secrets(config))
     if check_only:
+        try:
+            refuse_what_is_not_there(config)
+        except ConfigError as error:
+            return _complain(error, 2)
         sys.stdout.write(json.dumps(config.masked(), indent=1, sort_keys=True) + "\n")
         return 0
     return _run(config)

@@ -64,6 +64,8 @@ class DecisionPipeline:
         Stages beside the decisions, set before `run`.
     judging_backlog : callable
         Reads the opinions that no judge has seen.
+    on_prepared : callable
+        Told when a restart has made broker, tracker and cycle anew.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class DecisionPipeline:
         self._prepared = False
         self.judging: Stage[list[JudgeItem]] | None = None
         self.judging_backlog: Callable[[], list[JudgeItem]] = list
+        self.on_prepared: Callable[[DecisionPipeline], None] = lambda pipeline: None
         self.learning: Stage[datetime] | None = None
         self.progress = Progress()
         self.feed: MarketFeed
@@ -138,6 +141,10 @@ class DecisionPipeline:
         self._coordinator.attach(self.store, self.feed.calendar, self.feed.symbols, self.ledger.portfolio)
         self._log.restart(recovery.stored_decisions(self._library, self._run_id))
         self.progress.total = self.feed.total_instants
+        self.progress.at = self.ledger.portfolio.marked_at
+        self.progress.decisions, self.progress.abstentions, self.progress.outcomes = recovery.progress_of(
+            self._library, self._run_id
+        )
         self._prepared = True
 
     @property
@@ -155,6 +162,7 @@ class DecisionPipeline:
         self._stopping = heartbeat.stop.is_set
         if not self._prepared:
             self.prepare()
+            self.on_prepared(self)
         self._prepared = False
         cursor = self.ledger.portfolio.marked_at
         self.progress.done = 0

@@ -7,6 +7,7 @@ waits for the work of another thread.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,7 +59,7 @@ class HttpEndpoint:
             "/status": _nothing,
             **(views or {}),
         }
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -76,7 +77,7 @@ class HttpEndpoint:
         if self._server is not None:
             return
         try:
-            server = ThreadingHTTPServer(self._address, _handler(self._metrics, self._views))
+            server = _Server(self._address, _handler(self._metrics, self._views))
         except OSError as error:
             host, port = self._address
             raise ComponentStartError(
@@ -96,6 +97,17 @@ class HttpEndpoint:
             self._server.server_close()
             self._thread.join(5)
         self._server = self._thread = None
+
+
+class _Server(ThreadingHTTPServer):
+    """Logs what goes wrong with a client in place of printing a traceback."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            logger.debug("http: a client went away: %s", error)
+        else:
+            logger.error("http: %s", error, exc_info=error)
 
 
 def _handler(metrics: Callable[[], bytes], views: dict[str, JsonView]) -> type[BaseHTTPRequestHandler]:

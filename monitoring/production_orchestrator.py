@@ -32,8 +32,9 @@ from orchestration.coordinator import Coordinator
 from orchestration.judging import JudgeItem, Judging
 from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
+from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable
+from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -186,7 +187,7 @@ class ProductionOrchestrator:
 
     def _start_parts(self) -> None:
         config = self.config
-        _refuse_what_is_not_there(config)
+        refuse_what_is_not_there(config)
         feed = build_feed(config, self._telemetry) if config.enable_streaming else None
         clock: Clock = (
             VirtualClock(datetime.min.replace(tzinfo=UTC)) if feed is not None and feed.mode != "live" else WallClock()
@@ -212,6 +213,9 @@ class ProductionOrchestrator:
             self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
+            load_hyper_parameters(
+                config.learning.base_model
+            )  # a fault in the file is found now, not at the first training
             self._start_learning(library, coordinator, clock, feed)
         if self.pipeline is not None:
             self._start_streaming(self.pipeline)
@@ -280,6 +284,7 @@ class ProductionOrchestrator:
         )
         pipeline.judging = self._judging
         pipeline.judging_backlog = judging.backlog
+        pipeline.on_prepared = self._on_prepared
         self._register("broker", pipeline.broker)
         self._register("outcome_tracker", pipeline.tracker)
         self._judging.start()
@@ -288,9 +293,23 @@ class ProductionOrchestrator:
         self, library: ExperienceLibraryPostgres, coordinator: Coordinator, clock: Clock, feed: MarketFeed | None
     ) -> None:
         def deploy(version: ModelVersion) -> None:
+            if self.config.agents == "rules":
+                logger.info(
+                    "%s stays with rules, as configured; %s is registered only", version.agent_type, version.version
+                )
+                return
             from agents.factory import local_policy
 
-            policy = local_policy(version.agent_type, version.version, version.base_dir, version.path, version.sha256)
+            try:
+                policy = local_policy(
+                    version.agent_type, version.version, version.base_dir, version.path, version.sha256
+                )
+            except ProviderError as error:
+                logger.error(
+                    "%s; %s goes on with %s", error, version.agent_type, coordinator.policies[version.agent_type]
+                )
+                self._set_state("learning_loop", f"degraded: {version.version} cannot be loaded")
+                return
             coordinator.set_policy(version.agent_type, policy)
             logger.info("%s is served by local:%s from now on", version.agent_type, version.version)
 
@@ -298,23 +317,24 @@ class ProductionOrchestrator:
         loop = OnlineLearningLoop.for_daemon(
             self.config, library, clock, derived_ids=derived, deploy=deploy, telemetry=self._telemetry
         )
-        champions = loop.restore_champions()
+        self._register("learning_loop", loop)
+        if feed is None:
+            loop.restore_champions()
+            loop.start()  # nothing drives its checks but its own clock
+            return
         if self.pipeline is not None and len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
             loop.resume_after(marks[-2][0])
-        if self.config.agents == "local" and not champions:
-            raise ConfigError(
-                "agents: no local model has been promoted in this run yet; use auto, which takes it when there is one"
-            )
         self._learning = Stage(
             "learning", loop.check, lambda: None, library.revive, self._state_setter("learning_loop")
         )
         self._learning.start()
-        self._register("learning_loop", loop)
+        loop.driven = True
+        loop.restore_champions()
         if self.pipeline is not None:
             self.pipeline.learning = self._learning
 
     def _start_streaming(self, pipeline: DecisionPipeline) -> None:
-        self._streaming = SupervisedThread("decisions", pipeline.run, self._on_streaming_state)
+        self._streaming = SupervisedThread("decisions", pipeline.run, self._state_setter("streaming"))
         self._register("streaming", pipeline)
         self._streaming.start()
 
@@ -328,19 +348,17 @@ class ProductionOrchestrator:
     def _set_state(self, name: str, state: str) -> None:
         with self._state_lock:
             self._states[name] = state
-            if self.status in ("running", "degraded") and name != "streaming":
+            if self.status in ("running", "degraded"):
                 ill = any(value.startswith(("degraded", "failed")) for value in self._states.values())
                 self.status = "degraded" if ill else "running"
         if state.startswith("failed"):
             self.status = f"failed: {name}: {state.removeprefix('failed: ')}"
             self.failed.set()
 
-    def _on_streaming_state(self, state: str) -> None:
-        self._set_state("streaming", state)
-        if self.pipeline is not None and state == "running":
-            # a restart of the thread recovers these anew
-            self.components["broker"] = self.pipeline.broker
-            self.components["outcome_tracker"] = self.pipeline.tracker
+    def _on_prepared(self, pipeline: DecisionPipeline) -> None:
+        """A restart of the decision thread has recovered these anew."""
+        self.components["broker"] = pipeline.broker
+        self.components["outcome_tracker"] = pipeline.tracker
 
     def _on_end(self) -> None:
         """The feed has ended and everything that could settle has settled."""
@@ -444,11 +462,25 @@ class ProductionOrchestrator:
             self._endpoint.stop()
 
 
-def _refuse_what_is_not_there(config: OrchestratorConfig) -> None:
-    """Say plainly which documented choices this version does not offer yet, rather than pretend."""
-    if config.agents not in ("auto", "rules", "local"):
+def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
+    """Say plainly which documented choices this version does not offer yet, rather than pretend.
+
+    Raises
+    ------
+    ConfigError
+        For the first such choice.
+    """
+    if config.agents not in ("auto", "rules"):
+        known = "auto serves a local model once one is promoted, rules never does"
+        raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
+    if config.feed not in ("auto", "replay"):
+        raise ConfigError(f"feed: {config.feed!r} is not part of this version, which replays history; use replay")
+    unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
+    if unused:
+        logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))
+    if config.exit_when_done and not config.enable_streaming:
         raise ConfigError(
-            f"agents: hosted agents ({config.agents}) are not part of this version; use auto, rules or local"
+            "exit_when_done: nothing is ever done without streaming; add --enable_streaming or leave it out"
         )
     hosted = [name for name in config.judges.replace(",", " ").split() if name not in ("auto", "local")]
     if hosted:

@@ -98,6 +98,17 @@ def recover_tracker(
             tracker.restore_history(agent_type, [(r[0], direction(r[0]) * r[1] - (r[2] or 0.0), r[3]) for r in cursor])
 
 
+def progress_of(library: ExperienceLibraryPostgres, run_id: str) -> tuple[int, int, int]:
+    """Return how many decisions, abstentions and settled outcomes a run has."""
+    with library.connection() as connection:
+        row = connection.execute(
+            "SELECT count(*), count(*) FILTER (WHERE abstained), count(*) FILTER (WHERE matured_at IS NOT NULL) "
+            "FROM trajectories WHERE run_id = %s AND agent_type = 'strategist' AND NOT shadow",
+            (run_id,),
+        ).fetchone()
+    return (row[0], row[1], row[2]) if row else (0, 0, 0)
+
+
 def stored_decisions(library: ExperienceLibraryPostgres, run_id: str) -> Iterator[dict[str, Any]]:
     """Yield the canonical decisions of a run, in decision order."""
     with library.connection() as connection, connection.cursor() as cursor:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agents.base_agent import Agent
+from agents.base_agent import Agent, narrowed
 from agents.factory import build_agents
 from agents.policies.base import Policy, PolicyRequest, PortfolioState
 from agents.supervisor.router import FixedRouter
-from data_pipeline.asof_store import AsOfStore, AsOfView
+from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed
 from orchestration.execution.portfolio import Portfolio
@@ -72,7 +72,7 @@ class Coordinator:
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._config = _as_config(config)
-        self._agents = dict(agents or build_agents(self._config))
+        self._agents = dict(agents or build_agents(self._config, telemetry=telemetry))
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
         self._run_id = run_id
@@ -114,10 +114,12 @@ class Coordinator:
         portfolio : Portfolio
             As it stands before any order of this instant.
         """
-        ordered = sorted(symbols)
-        snapshots = [view.snapshot(symbol, session) for symbol in ordered]
+        return self._decide([view.snapshot(symbol, session) for symbol in sorted(symbols)], portfolio)
+
+    def _decide(self, snapshots: Sequence[MarketSnapshot], portfolio: Portfolio) -> list[Analysis]:
+        """Ask the agents, then the strategist, about every snapshot."""
         regimes = [self._detector.detect_regime(snapshot.inputs) for snapshot in snapshots]
-        outputs: list[dict[str, AgentOutput]] = [{} for _ in ordered]
+        outputs: list[dict[str, AgentOutput]] = [{} for _ in snapshots]
         requests = [PolicyRequest(s, r) for s, r in zip(snapshots, regimes, strict=True)]
         routes = [self._router.route(regime) for regime in regimes]
         for name in JUNIOR_AGENTS:
@@ -162,18 +164,19 @@ class Coordinator:
         ConfigError
             If the feed has no such symbol.
         """
-        if not 1 <= lookback_days <= 7:
+        if not 1 <= lookback_days <= NEWS_LOOKBACK.days:
             raise ConfigError(f"lookback_days: must lie in 1..7, not {lookback_days}")
         market = self._opened(symbol)
         at = ensure_utc(as_of) if as_of else market.store.latest_instant
         if at is None:
             raise DataUnavailable("the feed holds no data at all")
         session = _session_of(market.calendar, at)
-        view = market.store.as_of(at)
-        analysis = self.analyze(view, session, [symbol], self._portfolio)[0]
-        if lookback_days < 7:
+        snapshot = market.store.as_of(at).snapshot(symbol, session)
+        if lookback_days < NEWS_LOOKBACK.days:
             oldest = at - timedelta(days=lookback_days)
-            analysis = self._with_recent_news(analysis, view, session, oldest)
+            recent = tuple(item for item in snapshot.news if item.available_at >= oldest)
+            snapshot = narrowed(snapshot, f"news of {lookback_days} days", news=recent)
+        analysis = self._decide([snapshot], self._portfolio)[0]
         return _documented(analysis)
 
     def batch_analyze(self, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -257,17 +260,6 @@ class Coordinator:
             steps,
         )
 
-    def _with_recent_news(self, analysis: Analysis, view: AsOfView, session: date, oldest: datetime) -> Analysis:
-        """Decide again on the snapshot without news older than `oldest`."""
-        recent = tuple(item for item in analysis.snapshot.news if item.available_at >= oldest)
-        snapshot = replace(analysis.snapshot, news=recent)
-        outputs = {
-            name: self._ask(name, [PolicyRequest(snapshot, analysis.regime)])[0] for name in analysis.decision.agents
-        }
-        state = PortfolioState(self._portfolio.value(), self._portfolio.cash, self._portfolio.weights())
-        verdict = self._ask("strategist", [PolicyRequest(snapshot, analysis.regime, outputs, state)])[0]
-        return Analysis(self._decision(snapshot, analysis.regime, outputs, verdict), snapshot, analysis.regime)
-
     def _opened(self, symbol: str) -> _Market:
         """Return the market, loaded from the configured feed on first use."""
         if self._market is None:
@@ -333,6 +325,6 @@ def _documented(analysis: Analysis) -> dict[str, Any]:
         },
         "regime": decision.regime,
         "workflow": decision.workflow,
-        "findings": [],
+        "findings": None,  # no detector looks in this version
         "cost_usd": s.cost_usd + sum(out.cost_usd for out in decision.agents.values()),
     }

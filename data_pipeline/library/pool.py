@@ -104,7 +104,11 @@ class Database:
         ComponentStartError
             If another orchestrator holds it.
         """
-        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+        try:
+            connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+        except psycopg.OperationalError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ComponentStartError(f"cannot connect to the database at {self.place}: {reason}") from None
         # a killed orchestrator's session can outlive it by a moment
         deadline = time.monotonic() + 5
         while True:

@@ -183,6 +183,8 @@ def expectation_fits_target(facts: Facts) -> float | None:
     gain, expected = target / entry - 1, facts.output.expected_return
     if sign(gain) != sign(expected):
         return 0.0
+    if gain == 0:
+        return 1.0
     return ramp(abs(expected) / abs(gain), 2.0, 1.1)
 
 

@@ -78,7 +78,7 @@ class Portfolio:
 
     def value(self) -> float:
         """Return cash plus every position at its last price, USD."""
-        return self.cash + sum(p.quantity * self.prices[p.symbol] for p in self.positions.values() if p.quantity)
+        return self.cash + sum(p.quantity * self.prices[p.symbol] for p in list(self.positions.values()) if p.quantity)
 
     def revalue(self, closes: Mapping[str, float]) -> None:
         """Look at an instant's closes before its mark records them: the gates act on today's prices.

@@ -203,3 +203,50 @@ def test_a_damaged_champion_is_refused_and_names_the_version(
     shutil.rmtree(version.path)
     with pytest.raises(ProviderError, match=version.version):
         local_policy("technical", version.version, version.base_dir, version.path, version.sha256)
+
+
+def test_a_daemon_whose_champion_is_damaged_starts_with_rules_and_says_so(data_dir: Path, model_cache: Path) -> None:
+    import uuid
+
+    from monitoring.production_orchestrator import OrchestratorConfig, ProductionOrchestrator
+    from training import training_runs
+
+    config = OrchestratorConfig(
+        streaming_symbols=["MSFT"],
+        feed="replay",
+        replay_start="2013-02-01",
+        data_dir=data_dir,
+        metrics_port=0,
+        model_cache_dir=model_cache,
+    )
+    first = ProductionOrchestrator(config)
+    first.start()
+    try:
+        assert first.finished.wait(120)
+        library = first.get_component("experience_library")
+        assert library is not None
+        adapter = data_dir / "adapter"
+        adapter.mkdir()
+        training = uuid.uuid4()
+        model = ModelVersion(
+            "technical@0", "technical", training, adapter, "0" * 64, "builtin:tiny", adapter, None, "champion"
+        )
+        with library.connection() as connection, connection.cursor() as cursor:
+            training_runs.register_dataset(cursor, "0" * 64, "sft", "technical", adapter, 1, (None, None), {})
+            training_runs.start(
+                cursor, training, library.run_id, "technical", "sft", trigger={}, config={}, data_cutoff=START,
+                dataset_id="0" * 64, started_at=START,
+            )  # fmt: skip
+            training_runs.end(cursor, training, "completed", START)
+            ModelRegistry(library).register(cursor, model)
+            ModelRegistry(library).promote(cursor, model, START, "for this test")
+    finally:
+        first.stop()
+    second = ProductionOrchestrator(config)
+    second.start()
+    try:
+        assert second.states["learning_loop"] == "degraded: technical@0 cannot be loaded"
+        assert second.get_status()["models"]["technical"] == "rules"
+        assert second.finished.wait(120)
+    finally:
+        second.stop()

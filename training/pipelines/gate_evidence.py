@@ -17,7 +17,7 @@ from utils.schema import direction
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A policy's opinion on one held-out decision; an invalid one counts as a hold without conviction."""
+    """A policy's opinion on one held-out decision; an invalid one earns what its counterpart earned."""
 
     recommendation: str
     confidence: float
@@ -72,14 +72,17 @@ def pair(
         if row.as_of is None or row.actual_return is None:
             continue
         old, new = champion.get(row.trajectory_id, NO_CALL), challenger.get(row.trajectory_id, NO_CALL)
+        served = (
+            new if new.valid else old
+        )  # where the challenger says nothing valid, it earns no better than what serves
         decisions.append(
             PairedDecision(
                 row.as_of.date(),
                 row.symbol,
                 _reward(calculator, row, old, horizon_sessions, round_trip_cost),
-                _reward(calculator, row, new, horizon_sessions, round_trip_cost),
+                _reward(calculator, row, served, horizon_sessions, round_trip_cost),
                 _net_return(row, old, round_trip_cost),
-                _net_return(row, new, round_trip_cost),
+                _net_return(row, served, round_trip_cost),
                 new.valid,
                 new.grounded,
                 row.market_regime,

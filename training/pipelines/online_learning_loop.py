@@ -55,6 +55,13 @@ class OnlineLearningLoop:
     pipelines : list of AutomatedSFTPipeline
     clock : Clock
         Of `start`'s own thread.
+
+    Attributes
+    ----------
+    driven : bool
+        Whether somebody else calls `check`, as the daemon's learning stage does.
+    progress : mapping or None
+        The last progress event of the training that runs.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class OnlineLearningLoop:
         self._recent: list[dict[str, Any]] = []
         self._trainings = 0
         self.progress: Mapping[str, Any] | None = None
+        self.driven = False
         self._refresh()
 
     @classmethod
@@ -162,7 +170,7 @@ class OnlineLearningLoop:
         except LibraryUnavailable:
             statistics = None
         return {
-            "running": not self._stop.is_set(),
+            "running": (self._last_check is not None and not self._stop.is_set()) or self.running,
             "last_check": isoformat(self._last_check) if self._last_check else None,
             "library_stats": statistics,
             **self.snapshot(),
@@ -196,6 +204,8 @@ class OnlineLearningLoop:
         """Check at the interval from a thread of the loop's own."""
         if not self.running:
             self._stop.clear()
+            for pipeline in self._pipelines:
+                pipeline.stop_event.clear()
             self._thread = threading.Thread(target=self._run, name="online-learning", daemon=True)
             self._thread.start()
 
