@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.feeds.base import MarketFeed
-from data_pipeline.feeds.factory import build_feed
+from data_pipeline.feeds.factory import build_feed, check_feed
 from data_pipeline.library.runs import Run
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
@@ -473,8 +473,7 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
     if config.agents not in ("auto", "rules"):
         known = "auto serves a local model once one is promoted, rules never does"
         raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
-    if config.feed not in ("auto", "replay"):
-        raise ConfigError(f"feed: {config.feed!r} is not part of this version, which replays history; use replay")
+    check_feed(config)
     unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
     if unused:
         logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))

@@ -17,10 +17,7 @@ def build_feed(config: OrchestratorConfig, telemetry: Telemetry = NO_TELEMETRY) 
     ConfigError
         If the feed is one that this version does not stream, or its data cannot be used.
     """
-    keyed = [name for name in ("finnhub", "polygon") if getattr(config, f"{name}_api_key") is not None]
-    if config.feed in ("finnhub", "polygon", "simulated") or (config.feed == "auto" and keyed):
-        asked = config.feed if config.feed != "auto" else f"auto with a key of {' and '.join(keyed)}"
-        raise ConfigError(f"feed: {asked}: this version streams replayed history only; use --feed replay")
+    check_feed(config)
     return ReplayFeed(
         config.replay_dir,
         _symbols(config),
@@ -30,6 +27,20 @@ def build_feed(config: OrchestratorConfig, telemetry: Telemetry = NO_TELEMETRY) 
         config.replay_speed,
         telemetry,
     )
+
+
+def check_feed(config: OrchestratorConfig) -> None:
+    """Refuse a feed that this version does not stream, before anything is opened.
+
+    Raises
+    ------
+    ConfigError
+        Naming the feed and the remedy.
+    """
+    keyed = [name for name in ("finnhub", "polygon") if getattr(config, f"{name}_api_key") is not None]
+    if config.feed in ("finnhub", "polygon", "simulated") or (config.feed == "auto" and keyed):
+        asked = config.feed if config.feed != "auto" else f"auto with a key of {' and '.join(keyed)}"
+        raise ConfigError(f"feed: {asked}: this version streams replayed history only; use --feed replay")
 
 
 def _symbols(config: OrchestratorConfig) -> tuple[str, ...] | None:
