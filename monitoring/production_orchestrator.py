@@ -373,7 +373,7 @@ class ProductionOrchestrator:
     def _supervise(self, heartbeat: Any) -> None:
         """Refresh what HTTP and Prometheus show, once a second."""
         trades = TradeMetrics(self._telemetry)
-        while not heartbeat.stop.wait(_REFRESH_S):
+        while not heartbeat.stop.is_set():
             heartbeat.beat()
             self._snapshot = self.get_status()
             if self._library_size is None:
@@ -382,6 +382,7 @@ class ProductionOrchestrator:
                 self._metrics.update_from_status(self._snapshot)
             if self.pipeline is not None:
                 trades.update(self.pipeline.ledger)
+            heartbeat.stop.wait(_REFRESH_S)
 
     def _revive_library(self) -> None:
         """Start the embedded database again if it died while no stage had work that would have noticed."""
