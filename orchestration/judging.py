@@ -56,7 +56,6 @@ class Judging:
         self._run_id = run_id
         self._on_scores = on_scores
         self._telemetry = telemetry
-        self.judged = 0
 
     def backlog(self) -> list[JudgeItem]:
         """Return the opinions of this run that no judge has seen, oldest first."""
@@ -83,7 +82,6 @@ class Judging:
         self._on_scores(
             {item.trajectory_id: score for item, r in results if r.status == "ok" and (score := _kept(r)) is not None}
         )
-        self.judged += len(results)
 
     def _grade(self, item: JudgeItem) -> ConsensusResult:
         agent_type = item.output.agent_type
