@@ -11,9 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from data_pipeline import embedded_postgres
 from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
+
+# the same examples in every run, and nothing that depends on how busy the machine is
+settings.register_profile(
+    "suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

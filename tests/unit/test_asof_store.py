@@ -56,7 +56,7 @@ def store_of(nyse: ExchangeCalendar, updates: list[MarketUpdate], lookback: int 
     return store
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut=st.integers(1, 119), minutes=st.integers(-1400, 0))
 def test_data_added_later_never_changes_a_snapshot(nyse: ExchangeCalendar, cut: int, minutes: int) -> None:
     t = make_bar(cut, 1.0).available_at + timedelta(minutes=minutes)
@@ -108,7 +108,7 @@ def test_bars_before_a_split_come_in_the_share_units_of_the_newest(nyse: Exchang
     assert store.as_of(bars[3].available_at).bar("AAA", bars[0].session) == bars[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     closes=st.lists(st.floats(5, 500), min_size=2, max_size=40),
     splits=st.dictionaries(st.integers(1, 39), st.sampled_from([2.0, 3.0, 1.5, 0.5, 0.1, 7.0]), max_size=4),

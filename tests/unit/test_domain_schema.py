@@ -220,7 +220,7 @@ NAMES = sorted(
 DAMAGE = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), VALUES, max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(kind=st.sampled_from(list(OUTPUTS)), damage=DAMAGE)
 @example(kind="news", damage={"confidence": 10**400})
 @example(kind="news", damage={"abstained": 1, "recommendation": "buy"})
@@ -233,7 +233,7 @@ def test_a_damaged_output_is_an_output_or_none_and_never_an_exception(kind, dama
     assert output is None or output.abstained is False or (output.recommendation, output.confidence) == ("hold", 0.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VALUES, st.none() | st.sampled_from(AGENT_TYPES) | st.text(max_size=5))
 def test_any_value_at_all_is_answered(raw, kind) -> None:
     output, findings = parse_output(raw, kind)
@@ -241,7 +241,7 @@ def test_any_value_at_all_is_answered(raw, kind) -> None:
     assert output is not None or findings
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_any_text_at_all_is_answered(raw) -> None:
     output, findings = parse_output(raw, "news")

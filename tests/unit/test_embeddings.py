@@ -109,7 +109,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.text(max_size=8), VALUES, max_size=6))
 def test_any_json_state_gives_a_finite_vector_of_length_one_or_zero(made) -> None:
     vector = EMBEDDER.embed(made)

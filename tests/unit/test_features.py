@@ -111,7 +111,7 @@ def test_a_longer_history_changes_nothing() -> None:
     assert regime_inputs(window_of(closes[-400:])) == exact
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 400), scale=st.floats(1e-4, 0.2), factor=st.floats(0.01, 1000))
 def test_inputs_stay_in_range_and_are_free_of_scale(seed: int, count: int, scale: float, factor: float) -> None:
     closes = walk(count, seed, scale)

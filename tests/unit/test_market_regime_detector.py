@@ -126,7 +126,7 @@ def test_confidence_looks_past_a_neighbour_with_the_same_label() -> None:
     assert found.confidence == pytest.approx(0.5 + 0.5 * 0.05 / 0.15)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(unit, signed, unit)
 def test_confidence_equals_a_brute_force_search_over_single_input_changes(v: float, t: float, n: float) -> None:
     found = DETECTOR.detect_regime(inputs(v, t, n))

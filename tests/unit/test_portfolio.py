@@ -212,7 +212,7 @@ def stored(events: list[PortfolioEvent]) -> list[PortfolioEvent]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DAYS, COSTS)
 def test_folding_the_stored_log_gives_the_same_portfolio_to_the_last_bit(days, costs) -> None:
     ledger = simulate(days, costs)
@@ -221,7 +221,7 @@ def test_folding_the_stored_log_gives_the_same_portfolio_to_the_last_bit(days, c
     assert state_of(again.portfolio) == state_of(ledger.portfolio)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DAYS, COSTS, st.integers(1, 30))
 def test_a_log_cut_anywhere_and_gone_on_with_gives_the_same_next_event(days, costs, cut) -> None:
     ledger = simulate(days, costs)
@@ -232,7 +232,7 @@ def test_a_log_cut_anywhere_and_gone_on_with_gives_the_same_next_event(days, cos
     assert resumed.record(following.kind, following.as_of, **following.payload) == following
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DAYS, COSTS)
 def test_no_position_is_ever_negative_and_no_share_is_bought_on_credit(days, costs) -> None:
     ledger = simulate(days, costs)
@@ -245,7 +245,7 @@ def test_no_position_is_ever_negative_and_no_share_is_bought_on_credit(days, cos
         assert portfolio.costs_usd >= 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DAYS, COSTS)
 def test_a_fill_moves_value_between_cash_and_shares_and_loses_its_costs_only(days, costs) -> None:
     ledger = simulate(days, costs)
@@ -263,7 +263,7 @@ def test_a_fill_moves_value_between_cash_and_shares_and_loses_its_costs_only(day
         assert change == pytest.approx(-(p["commission"] + p["spread"] + p["slippage"]), abs=1e-6, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DAYS, COSTS)
 def test_realised_and_unrealised_profit_and_dividends_are_the_change_of_equity(days, costs) -> None:
     ledger = simulate(days, costs)
@@ -281,7 +281,7 @@ def test_realised_and_unrealised_profit_and_dividends_are_the_change_of_equity(d
     assert portfolio.equity == pytest.approx(portfolio.value(), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(DAYS, COSTS, st.permutations(SYMBOLS))
 def test_the_order_in_which_symbols_arrive_changes_nothing(days, costs, order) -> None:
     assert state_of(simulate(days, costs, tuple(order)).portfolio) == state_of(simulate(days, costs).portfolio)

@@ -167,7 +167,7 @@ def test_consistency_follows_the_variation_of_the_last_twenty(series: list[float
     assert consistency_of(series) == pytest.approx(expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(outcomes(), st.none() | returns, st.lists(returns, max_size=30), st.booleans())
 def test_a_reward_is_always_finite_and_the_weighted_sum_of_its_parts(
     outcome: TradingOutcome, benchmark: float | None, history: list[float], scaled: bool
@@ -180,7 +180,7 @@ def test_a_reward_is_always_finite_and_the_weighted_sum_of_its_parts(
     assert reward.risk_reward <= 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(outcomes(), st.floats(0, 0.1))
 def test_higher_costs_never_raise_the_return_part(outcome: TradingOutcome, extra: float) -> None:
     dearer = dataclasses.replace(outcome, costs=outcome.costs + extra)
@@ -190,7 +190,7 @@ def test_higher_costs_never_raise_the_return_part(outcome: TradingOutcome, extra
         assert dear.success in (cheap.success, False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(outcomes(), returns, returns)
 def test_a_better_move_never_lowers_the_return_part_of_its_side(outcome: TradingOutcome, a: float, b: float) -> None:
     low, high = sorted((a, b))

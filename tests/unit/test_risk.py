@@ -153,7 +153,7 @@ def test_without_equity_nothing_is_bought() -> None:
     assert check(Portfolio()).quantity == 0.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     weight=st.floats(0, 1),
     price=st.floats(0.01, 1e5),

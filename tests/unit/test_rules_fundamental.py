@@ -59,7 +59,7 @@ filings_of_any_kind = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(filings_of_any_kind)
 def test_every_opinion_validates_and_every_metric_has_evidence(filings: list[Filing]) -> None:
     output = decide(*filings)

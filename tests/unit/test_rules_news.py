@@ -41,7 +41,7 @@ articles = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(articles, max_size=12))
 def test_every_opinion_validates_and_contradicts_neither_its_score_nor_its_events(items: list[NewsItem]) -> None:
     output = decide(*items)
@@ -62,7 +62,7 @@ def test_every_opinion_validates_and_contradicts_neither_its_score_nor_its_event
         assert "AAPL" in (evidence[event.evidence_id].tickers or ("AAPL",))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(articles, min_size=1, max_size=12, unique_by=lambda item: item.text))
 def test_the_score_stays_near_the_plain_mean_of_the_articles(items: list[NewsItem]) -> None:
     usable = [item for item in items if _usable(item)]

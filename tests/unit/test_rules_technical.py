@@ -41,7 +41,7 @@ def walks() -> list[TechnicalOutput]:
     return [decide(make_bars(seed=seed)) for seed in range(150)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bar_windows)
 def test_every_opinion_validates_and_holds_only_finite_numbers(bars: BarWindow) -> None:
     output = decide(bars)
@@ -52,7 +52,7 @@ def test_every_opinion_validates_and_holds_only_finite_numbers(bars: BarWindow) 
     assert all(math.isfinite(number) for number in numbers)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bar_windows)
 def test_levels_lie_on_their_side_and_are_extremes_of_bars(bars: BarWindow) -> None:
     output = decide(bars)
@@ -66,7 +66,7 @@ def test_levels_lie_on_their_side_and_are_extremes_of_bars(bars: BarWindow) -> N
         assert np.min(np.abs(extremes / level - 1)) <= 0.01
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bar_windows, st.floats(-1, 1))
 def test_no_opinion_stands_against_rsi_trend_strength_or_its_own_signal(bars: BarWindow, strength: float) -> None:
     output = decide(bars, inputs=RegimeInputs(0.4, strength, 0.0, 0.01))
@@ -79,7 +79,7 @@ def test_no_opinion_stands_against_rsi_trend_strength_or_its_own_signal(bars: Ba
     assert output.trend == clear
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(bar_windows)
 def test_every_indicator_has_its_evidence_and_oscillators_stay_in_range(bars: BarWindow) -> None:
     output = decide(bars)
@@ -95,7 +95,7 @@ def test_every_indicator_has_its_evidence_and_oscillators_stay_in_range(bars: Ba
     assert len(output.indicators) >= 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(bar_windows)
 def test_every_number_of_the_reasoning_stands_in_the_evidence(bars: BarWindow) -> None:
     output = decide(bars)
