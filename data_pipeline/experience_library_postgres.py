@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,10 @@ from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.trajectories import Trajectory, check_embedding
 from utils.clock import ensure_utc
-from utils.errors import LibraryUnavailable
 from utils.ids import ADHOC_RUN, generate_trajectory_id
-from utils.logs import logger
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 __all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
-
-_RETRY_DELAYS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 
 class ExperienceLibraryPostgres:
@@ -285,36 +281,16 @@ class ExperienceLibraryPostgres:
             ).fetchone()
         return int(row[0]) if row else 0
 
-    def commit_cycle(self, batch: CycleBatch, keep_trying: Callable[[], bool] = lambda: False) -> None:
-        """Commit one trading cycle exactly once.
-
-        Parameters
-        ----------
-        batch : CycleBatch
-        keep_trying : callable
-            Asked after each failed attempt; while it says True the commit is tried again with growing pauses.
+    def commit_cycle(self, batch: CycleBatch) -> None:
+        """Commit one trading cycle; one that is stored already changes nothing, so that a lost answer may be asked again.
 
         Raises
         ------
         LibraryUnavailable
-            If the database does not answer and `keep_trying` says to give up. Nothing is half-written.
+            If the database does not answer. Nothing is half-written.
         """
-        attempt = 0
-        while True:
-            try:
-                with self.database.connection() as connection, connection.cursor() as cursor:
-                    cycle.commit(cursor, batch, self.embedder.model)
-                return
-            except LibraryUnavailable as error:
-                if not keep_trying():
-                    raise
-                delay = _RETRY_DELAYS_S[min(attempt, len(_RETRY_DELAYS_S) - 1)]
-                attempt += 1
-                logger.warning(
-                    "%s; the cycle of %s waits and is tried again in %.1f s", error, batch.as_of.isoformat(), delay
-                )
-                time.sleep(delay)
-                self.revive()
+        with self.database.connection() as connection, connection.cursor() as cursor:
+            cycle.commit(cursor, batch, self.embedder.model)
 
     def revive(self) -> None:
         """Start the embedded server again if it is away."""

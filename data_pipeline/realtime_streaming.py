@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from datetime import datetime
 
 from data_pipeline.feeds.base import MarketFeed
 from utils.schema import Instant, MarketUpdate
@@ -30,12 +31,15 @@ class FeedPump:
         Closed by `stop`.
     queue_size : int
         Instants that may wait; the feed blocks beyond that.
+    after : datetime, optional
+        Instants up to it are done already; see `MarketFeed.instants`.
     """
 
-    def __init__(self, feed: MarketFeed, queue_size: int = 10_000) -> None:
+    def __init__(self, feed: MarketFeed, queue_size: int = 10_000, after: datetime | None = None) -> None:
         if queue_size < 1:
             raise ValueError(f"queue_size must be at least 1, got {queue_size}")
         self._feed = feed
+        self._after = after
         self._queue: queue.Queue[Instant | None] = queue.Queue(queue_size)
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -111,7 +115,7 @@ class FeedPump:
 
     def _run(self) -> None:
         try:
-            instants = self._feed.instants()
+            instants = self._feed.instants(self._after)
             while not self._stopping.is_set():
                 self._waiting_for_feed = True
                 instant = next(instants, _END)

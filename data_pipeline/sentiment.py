@@ -21,7 +21,8 @@ NEGATION_FACTOR = -0.74
 SATURATION = 1.0
 """Sum of squared weights at which the score reaches 1/√2 of its range, in units of one strongest word."""
 
-CACHED_TEXTS = 65_536
+CACHED_TEXTS = 8_192
+"""A week's news of a hundred symbols; a text is not asked about again once it is older."""
 
 # a cashtag is one token and never a word: "$ low" is a company; hyphens part words, so that "all-time-high" is a phrase
 _TOKEN = re.compile(r"\$ ?[a-z.]+|n't|[a-z]+(?:'[a-z]+)?|\d+|[.;!?]+(?=\s|$)")

@@ -7,6 +7,7 @@ one are done. A restart, after a crash of the thread or of the process, goes thr
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from monitoring import recovery
 from monitoring.decision_log import DecisionLog
 from monitoring.stage import Stage
 from monitoring.supervision import Heartbeat
+from orchestration.commit_lane import CommitLane
 from orchestration.coordinator import Coordinator
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
@@ -27,12 +29,13 @@ from orchestration.execution.portfolio import Ledger
 from orchestration.judging import JudgeItem
 from orchestration.trading_cycle import CycleResult, TradingCycle
 from utils.clock import Clock, VirtualClock
+from utils.logs import logger
 from utils.schema import AGENT_TYPES, Instant
 from utils.settings import OrchestratorConfig
 from utils.telemetry import Telemetry
 
 _JUDGING_LAG = 2
-"""Instants of a replay whose judging may still run while later ones are decided."""
+"""Instants of a replay whose judging may still run while later ones are decided, beside the one that is being committed."""
 
 
 @dataclass
@@ -88,8 +91,10 @@ class DecisionPipeline:
         self._open_feed = open_feed
         self._on_end = on_end
         self._log = DecisionLog(config.decisions_jsonl)
+        self._lag = max(0, min(_JUDGING_LAG, config.decision.horizon_sessions - 2))
         self._created = time.monotonic()
-        self._stopping: Callable[[], bool] = lambda: False
+        self._commits: CommitLane
+        self._committing: tuple[Instant, CycleResult] | None = None
         self._pump: FeedPump | None = None
         self._prepared = False
         self.judging: Stage[list[JudgeItem]] | None = None
@@ -112,6 +117,7 @@ class DecisionPipeline:
         self.store = AsOfStore(self.feed.calendar)
         for update in self.feed.history():
             self.store.add(update)
+        self._commits, self._committing = CommitLane(self._library), None
         self.ledger = recovery.recover_ledger(self._library, self._run_id)
         self.broker = PaperBroker(self.ledger, config.execution, self._run_id)
         self.tracker = OutcomeTracker(
@@ -132,11 +138,11 @@ class DecisionPipeline:
             broker=self.broker,
             ledger=self.ledger,
             tracker=self.tracker,
-            library=self._library,
+            embedder=self._library.embedder,
+            commits=self._commits,
             halt_file=config.data_dir / "HALT",
             regimes=recovery.recover_regimes(self._library, self._run_id),
             telemetry=self._telemetry,
-            keep_trying=lambda: not self._stopping(),
         )
         self._coordinator.attach(self.store, self.feed.calendar, self.feed.symbols, self.ledger.portfolio)
         self._log.restart(recovery.stored_decisions(self._library, self._run_id))
@@ -159,14 +165,14 @@ class DecisionPipeline:
 
     def run(self, heartbeat: Heartbeat) -> None:
         """Work until the feed ends or the heartbeat says to stop; the body of the decision thread."""
-        self._stopping = heartbeat.stop.is_set
         if not self._prepared:
             self.prepare()
             self.on_prepared(self)
         self._prepared = False
+        self._commits.stop = heartbeat.stop
         cursor = self.ledger.portfolio.marked_at
         self.progress.done = 0
-        self._pump = FeedPump(self.feed, self._config.feed_settings.queue)
+        self._pump = FeedPump(self.feed, self._config.feed_settings.queue, cursor)
         self._pump.start()
         try:
             if not self._wait_for_stages(heartbeat):
@@ -185,8 +191,10 @@ class DecisionPipeline:
                 elif self._pump.ended:
                     self._finish(heartbeat)
                     return
+            self._settle()
         finally:
             self._pump.stop()
+            self._commits.close()
             self._log.close()
 
     def _take(self, instant: Instant, cursor: datetime | None, heartbeat: Heartbeat) -> None:
@@ -198,19 +206,40 @@ class DecisionPipeline:
                 self.store.add(update)
             self.progress.done += 1
             return
-        result = self.cycle.run(instant)
+        result = self.cycle.run(instant)  # when it returns, the instant before is durable
+        self._publish()
+        self._committing = (instant, result)
+        replay = self.feed.mode != "live"
+        if not self._lag or self._pump_is_dry or (replay and self.learning is not None):
+            self._settle()  # nothing to decide meanwhile, or what is decided next depends on what this one leads to
+        if replay:
+            # a grade is first read when its decision's outcome is due: until then judging may run beside the next instants
+            self._idle(self.judging, heartbeat, self._lag)
+            self._idle(self.learning, heartbeat)
+
+    @property
+    def _pump_is_dry(self) -> bool:
+        return self._pump is None or self._pump.depth == 0
+
+    def _settle(self) -> None:
+        """Wait until the last instant is durable, and tell of it."""
+        self._commits.flush()
+        self._publish()
+
+    def _publish(self) -> None:
+        """Tell the log, the judges, the learning loop and people of the instant that has become durable, if one has."""
+        if self._committing is None:
+            return
+        (instant, result), self._committing = self._committing, None
         self._log.append(decision.canonical() for decision in result.decisions)
         self._note(instant, result)
         if self.judging is not None:
             self.judging.submit(result.to_judge)
         if self.learning is not None:
             self.learning.submit(instant.at)
-        if self.feed.mode != "live":
-            # a grade is first read when its decision's outcome is due: until then judging may run beside the next instants
-            self._idle(self.judging, heartbeat, min(_JUDGING_LAG, self._config.decision.horizon_sessions - 1))
-            self._idle(self.learning, heartbeat)
 
     def _finish(self, heartbeat: Heartbeat) -> None:
+        self._settle()
         if self._wait_for_stages(heartbeat):
             self.progress.ended = True
             recovery.finish_run(self._library, self._run_id)
@@ -233,3 +262,13 @@ class DecisionPipeline:
         progress.decisions += len(result.decisions)
         progress.abstentions += sum(decision.strategist.abstained for decision in result.decisions)
         progress.outcomes += len(result.settlement.outcomes)
+        stored = Counter(name for decision in result.decisions for name in (*decision.agents, "strategist"))
+        for agent_type, number in stored.items():
+            self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
+        for decision in result.settlement.unsettled:
+            logger.warning(
+                "%s: the decision of %s never settles: no bar within its horizon", decision.symbol, decision.session
+            )
+            self._telemetry.count("outcomes_unsettled_total", symbol=decision.symbol)
+        for agent_type, number in result.settlement.successes.items():
+            self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)

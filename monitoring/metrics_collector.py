@@ -64,6 +64,9 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("component_up", "G", "1 while the component is running", ("component",)),
     MetricSpec("spool_size_bytes", "G", "Bytes in the local spool of writes"),
     MetricSpec("outcome_backlog_items", "G", "Decisions that wait for their outcome"),
+    MetricSpec(
+        "outcomes_unsettled_total", "C", "Decisions that can never settle: no bar within their horizon", ("symbol",)
+    ),
     MetricSpec("queue_depth_items", "G", "Instants that wait for a decision"),
     MetricSpec("feed_lag_seconds", "G", "Age of the newest instant from the feed", ("feed",)),
     MetricSpec("feed_reconnects_total", "C", "Reconnections of a live feed", ("feed",)),

@@ -49,6 +49,7 @@ COMPONENT_ORDER = (
 STOP_DEADLINE_S = 30.0
 _REFRESH_S = 1.0
 _COUNT_EVERY_S = 10.0
+_GUARD_EVERY_S = 5.0
 
 
 class ProductionOrchestrator:
@@ -91,6 +92,8 @@ class ProductionOrchestrator:
         self._snapshot: dict[str, Any] = {}
         self._library_size: int | None = None
         self._counted_at = -_COUNT_EVERY_S
+        self._lock_held = True
+        self._guarded_at = 0.0
 
     @property
     def running(self) -> bool:
@@ -378,6 +381,7 @@ class ProductionOrchestrator:
             self._snapshot = self.get_status()
             if self._library_size is None:
                 self._revive_library()
+            self._guard_the_lock()
             if self._metrics is not None:
                 self._metrics.update_from_status(self._snapshot)
             if self.pipeline is not None:
@@ -393,12 +397,26 @@ class ProductionOrchestrator:
         except ComponentStartError as error:
             logger.warning("%s", error)
 
+    def _guard_the_lock(self) -> None:
+        """See that this is still the one orchestrator of its database; if another took over, decide no more."""
+        library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
+        if library is None or time.monotonic() - self._guarded_at < _GUARD_EVERY_S:
+            return
+        try:
+            self._lock_held = library.database.holds_the_lock()
+        except ComponentStartError as error:
+            self._lock_held = False
+            if self._streaming is not None:
+                self._streaming.heartbeat.stop.set()
+            self._set_state("experience_library", f"failed: {error}")
+        self._guarded_at = time.monotonic()
+
     def _checks(self, library: ExperienceLibraryPostgres) -> dict[str, Check]:
         """Return the active health check of each component."""
 
         def ping() -> str | None:
             library.ping()
-            return None if library.database.holds_the_lock() else "the lock of the one orchestrator was lost"
+            return None if self._lock_held else "the lock of the one orchestrator is not held"
 
         def state_of(name: str) -> Check:
             def check() -> str | None:

@@ -7,6 +7,8 @@ from the database first.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -14,11 +16,10 @@ from typing import Generic, TypeVar
 
 from monitoring.supervision import Heartbeat, SupervisedThread
 from utils.errors import ComponentStartError, LibraryUnavailable
-from utils.logs import logger
+from utils.patience import patiently
 
 Item = TypeVar("Item")
 _POLL_S = 0.2
-_LONGEST_WAIT_S = 30.0
 
 
 class Stage(Generic[Item]):
@@ -110,7 +111,7 @@ class Stage(Generic[Item]):
             except queue.Empty:
                 break
             self._covered += 1
-        self._patiently(lambda _: self._recover(), heartbeat)
+        self._patiently(self._recover, heartbeat)
         with self._idle:
             self._open -= self._covered
             self._covered = 0
@@ -122,22 +123,14 @@ class Stage(Generic[Item]):
             except queue.Empty:
                 continue
             self._covered += 1
-            self._patiently(lambda _, item=item: self._process(item), heartbeat)  # type: ignore[misc]
+            self._patiently(functools.partial(self._process, item), heartbeat)
             with self._idle:
                 self._covered -= 1
                 self._open -= 1
                 self._idle.notify_all()
 
-    def _patiently(self, work: Callable[[Heartbeat], None], heartbeat: Heartbeat) -> None:
-        """Do the work; while the database is away, wait and do it again."""
-        delay = 0.5
-        while not heartbeat.stop.is_set():
-            try:
-                work(heartbeat)
-            except LibraryUnavailable as error:
-                logger.warning("%s waits %.1f s: %s", self.thread.name, delay, error)
-                heartbeat.stop.wait(delay)
-                delay = min(2 * delay, _LONGEST_WAIT_S)
-                self._revive()
-                continue
-            return
+    def _patiently(self, work: Callable[[], None], heartbeat: Heartbeat) -> None:
+        """Do the work; while the database is away, wait; told to stop, leave it to the next start."""
+        stop = heartbeat.stop
+        with contextlib.suppress(LibraryUnavailable):  # comes through only once it was told to stop
+            patiently(self.thread.name, work, pause=stop.wait, stopping=stop.is_set, revive=self._revive)

@@ -26,11 +26,16 @@ def trajectory_ids(run_id: str, decision: Decision) -> dict[str, str]:
 
 
 def trajectories_of(
-    run_id: str, decision: Decision, snapshot: MarketSnapshot, regime: RegimeDetection, horizon: str, embedder: Embedder
+    run_id: str,
+    identities: Mapping[str, str],
+    decision: Decision,
+    snapshot: MarketSnapshot,
+    regime: RegimeDetection,
+    horizon: str,
+    embedder: Embedder,
 ) -> list[Trajectory]:
-    """Return the trajectories of a decision, the strategist's last; abstentions carry no embedding."""
+    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding."""
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
-    identities = trajectory_ids(run_id, decision)
     rows = []
     for output in outputs:
         state = _market_state(output, snapshot, regime)

@@ -1,22 +1,22 @@
-"""One instant of the loop, from what became known to what is durable.
+"""One instant of the loop, from what became known to the transaction that makes it durable.
 
-Settle what is due, decide on every symbol, pass the risk gates, order, mark, and commit it all in one transaction. It
-is handed everything it uses and never asks what time it is; replay, paper trading and a resumed run take the same path.
+Settle what is due, decide on every symbol, pass the risk gates, order, mark, and hand it all over for one commit. It is
+handed everything it uses and never asks what time it is; replay, paper trading and a resumed run take the same path.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from data_pipeline.asof_store import AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
-from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.embeddings import Embedder
 from data_pipeline.library.cycle import CycleBatch, RegimeChange
 from data_pipeline.library.trajectories import Trajectory
+from orchestration.commit_lane import CommitLane
 from orchestration.coordinator import Analysis, Coordinator
 from orchestration.execution.outcomes import OutcomeTracker, Settlement
 from orchestration.execution.paper_broker import PaperBroker
@@ -33,7 +33,7 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 
 @dataclass(frozen=True, slots=True)
 class CycleResult:
-    """What an instant led to, after it became durable."""
+    """What an instant led to; to be told to others once its commit is durable."""
 
     at: datetime
     decisions: list[Decision]
@@ -49,12 +49,10 @@ class TradingCycle:
     config : OrchestratorConfig
     run_id : str
     symbols : tuple of str
-    store, calendar, coordinator, broker, ledger, tracker, library
+    store, calendar, coordinator, broker, ledger, tracker, embedder, commits
         The parts it works with; the ledger is the recovered one.
     halt_file : Path
         The kill switch: while it exists, only reductions are traded.
-    keep_trying : callable
-        Whether a commit that the database refuses is tried again.
     """
 
     def __init__(
@@ -69,11 +67,11 @@ class TradingCycle:
         broker: PaperBroker,
         ledger: Ledger,
         tracker: OutcomeTracker,
-        library: ExperienceLibraryPostgres,
+        embedder: Embedder,
+        commits: CommitLane,
         halt_file: Path,
         regimes: dict[str, str] | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
-        keep_trying: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._run_id = run_id
@@ -84,11 +82,11 @@ class TradingCycle:
         self._broker = broker
         self._ledger = ledger
         self._tracker = tracker
-        self._library = library
+        self._embedder = embedder
+        self._commits = commits
         self._halt_file = halt_file
         self._regimes = dict(regimes or {})
         self._telemetry = telemetry
-        self._keep_trying = keep_trying
         self._risk = RiskGate(config.risk, config.execution)
 
     @property
@@ -97,12 +95,12 @@ class TradingCycle:
         return dict(self._regimes)
 
     def run(self, instant: Instant) -> CycleResult:
-        """Take one instant through the loop; when it returns, everything is durable.
+        """Take one instant through the loop; when it returns, the instant before is durable and this one is on its way.
 
         Raises
         ------
         LibraryUnavailable
-            If the commit failed and was given up; nothing of the instant is stored.
+            If the commit of the instant before was given up; nothing of either is stored.
         """
         for update in instant.updates:
             self._store.add(update)
@@ -120,13 +118,16 @@ class TradingCycle:
         self._trade(analyses)
         closes = {symbol: bar.close for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
         self._broker.mark(closes, instant.at)
-        rows = [row for analysis in analyses for row in self._rows(analysis)]
+        identities = [trajectory_ids(self._run_id, analysis.decision) for analysis in analyses]
+        rows = [row for a, ids in zip(analyses, identities, strict=True) for row in self._rows(a, ids)]
         events, positions = self._ledger.take_pending()
-        batch = CycleBatch(
-            self._run_id, instant.at, events, positions, rows, settlement.updates, self._regime_changes(analyses)
+        self._commits.submit(
+            CycleBatch(
+                self._run_id, instant.at, events, positions, rows, settlement.updates, self._regime_changes(analyses)
+            )
         )
-        self._library.commit_cycle(batch, self._keep_trying)
-        return self._publish(instant, analyses, rows, settlement)
+        to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
+        return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)
 
     def _execute_session(self, view: AsOfView, instant: Instant) -> None:
         """Let the broker work the session that has just closed."""
@@ -154,7 +155,9 @@ class TradingCycle:
         drawdown = 1 - portfolio.value() / portfolio.peak_equity if portfolio.peak_equity > 0 else 0.0
         if not portfolio.halted and drawdown >= self._config.risk.max_drawdown:
             reason = f"drawdown {drawdown:.2%} from the peak reached the limit {self._config.risk.max_drawdown:.0%}"
-            # before the commit: a kill between the two must leave the switch on, and the repeated cycle says the same
+            # with everything before it durable and before its own commit: a kill between the two must leave the switch on,
+            # and the repeated cycle must be the one that says so
+            self._commits.flush()
             self._halt_file.write_text(f"{isoformat(at)} run {self._run_id}: {reason}. Delete this file to resume.\n")
             self._ledger.record("halt", at, reason=reason)
             logger.warning("%s: reductions only until %s is deleted", reason, self._halt_file)
@@ -209,14 +212,15 @@ class TradingCycle:
         )
         self._telemetry.count("risk_clamps_total", gate=clamp.gate)
 
-    def _rows(self, analysis: Analysis) -> list[Trajectory]:
+    def _rows(self, analysis: Analysis, identities: Mapping[str, str]) -> list[Trajectory]:
         return trajectories_of(
             self._run_id,
+            identities,
             analysis.decision,
             analysis.snapshot,
             analysis.regime,
             self._config.decision.horizon,
-            self._library.embedder,
+            self._embedder,
         )
 
     def _regime_changes(self, analyses: list[Analysis]) -> list[RegimeChange]:
@@ -237,21 +241,14 @@ class TradingCycle:
                 self._regimes[symbol] = label
         return changes
 
-    def _publish(
-        self, instant: Instant, analyses: list[Analysis], rows: list[Trajectory], settlement: Settlement
-    ) -> CycleResult:
-        """Tell the tracker, the judges and the metrics what is now durable."""
-        to_judge = []
-        for analysis in analyses:
-            identities = trajectory_ids(self._run_id, analysis.decision)
-            waiting = open_decision(identities, analysis.decision, analysis.snapshot)
-            if waiting is not None:
-                self._tracker.track(waiting)
-            for output in (*analysis.decision.agents.values(), analysis.decision.strategist):
-                if not output.abstained:
-                    to_judge.append(JudgeItem(identities[output.agent_type], output))
-        for agent_type, number in Counter(row.agent_type for row in rows).items():
-            self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
-        for agent_type, number in settlement.successes.items():
-            self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)
-        return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)
+    def _await_outcome(self, analysis: Analysis, identities: Mapping[str, str]) -> list[JudgeItem]:
+        """Begin to wait for the outcome of a decision; returns the opinions in it, for the judges."""
+        decision = analysis.decision
+        waiting = open_decision(identities, decision, analysis.snapshot)
+        if waiting is not None:
+            self._tracker.track(waiting)
+        return [
+            JudgeItem(identities[output.agent_type], output)
+            for output in (*decision.agents.values(), decision.strategist)
+            if not output.abstained
+        ]

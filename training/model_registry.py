@@ -27,7 +27,8 @@ from utils.settings import OrchestratorConfig
 class ModelVersion:
     """One adapter: where it lies, what its bytes hash to, what it was made from, and what the gate said of it.
 
-    `state` is trained, rejected, shadow, champion or retired; `base_dir` the folder of the base model it belongs to.
+    `state` is trained, rejected, shadow, champion or retired; `base_revision` the SHA-256 of the base model's content,
+    `base_dir` the folder that holds it.
     """
 
     version: str
@@ -36,12 +37,13 @@ class ModelVersion:
     path: Path
     sha256: str
     base_model: str
+    base_revision: str
     base_dir: Path
     gate: dict[str, Any] | None
     state: str
 
 
-_COLUMNS = "version, agent_type, training_run_id, path, sha256, base_model, base_revision, gate, state"
+_COLUMNS = "version, agent_type, training_run_id, path, sha256, base_model, base_revision, base_dir, gate, state"
 
 
 def version_name(agent_type: str, sha256: str) -> str:
@@ -64,11 +66,11 @@ class ModelRegistry:
     def register(self, cursor: psycopg.Cursor[Any], model: ModelVersion) -> None:
         """Write a version inside the caller's transaction; the same adapter trained again updates its verdict."""
         cursor.execute(
-            f"INSERT INTO model_versions ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) "
+            f"INSERT INTO model_versions ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
             "ON CONFLICT (version) DO UPDATE SET gate = excluded.gate, state = excluded.state",
             (
                 model.version, model.agent_type, model.training_run_id, str(model.path), model.sha256, model.base_model,
-                str(model.base_dir), json_value(model.gate), model.state,
+                model.base_revision, str(model.base_dir), json_value(model.gate), model.state,
             ),
         )  # fmt: skip
 
@@ -126,9 +128,9 @@ class ModelRegistry:
 
 
 def _from_row(row: tuple[Any, ...]) -> ModelVersion:
-    version, agent_type, training_run_id, path, sha256, base_model, base_dir, gate, state = row
+    version, agent_type, training_run_id, path, sha256, base_model, base_revision, base_dir, gate, state = row
     return ModelVersion(
-        version, agent_type, training_run_id, Path(path), sha256, base_model, Path(base_dir), gate, state
+        version, agent_type, training_run_id, Path(path), sha256, base_model, base_revision, Path(base_dir), gate, state
     )
 
 

@@ -6,11 +6,15 @@ Called wherever something is identified by what it holds: snapshots, trajectorie
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+import orjson
+
+# what is no JSON value of its own is refused, not guessed at
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def canonical_json(value: Any) -> str:
@@ -20,8 +24,21 @@ def canonical_json(value: Any) -> str:
     ------
     ValueError
         If a number is NaN or infinite: neither has a JSON form, and PostgreSQL's jsonb refuses them.
+    TypeError
+        If something in it is no JSON value, or a text is not valid Unicode.
     """
-    return _ENCODER.encode(value)
+    data = orjson.dumps(value, option=_OPTIONS)
+    if b"null" in data and _holds_non_finite(value):  # the serialiser writes NaN as null
+        raise ValueError("numbers must be finite")
+    return data.decode()
+
+
+def _holds_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_non_finite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_non_finite, value))
 
 
 def sha256_hex(data: bytes | str) -> str:

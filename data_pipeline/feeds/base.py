@@ -7,6 +7,7 @@ out is a typed record with `event_time` and `available_at`, or it was rejected a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from data_pipeline.calendar import ExchangeCalendar
@@ -47,8 +48,11 @@ class MarketFeed(Protocol):
         """Yield what was available before the first instant, in order of `available_at`, for warming up."""
         ...
 
-    def instants(self) -> Iterator[Instant]:
-        """Yield the instants in order of time; blocks until the next one, ends when the feed has ended."""
+    def instants(self, after: datetime | None = None) -> Iterator[Instant]:
+        """Yield the instants in order of time; blocks until the next one, ends when the feed has ended.
+
+        A replay begins at its start all the same, but does not wait before instants up to `after`: they were lived once.
+        """
         ...
 
     def identity(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from datetime import date, datetime
 from typing import Any
 
@@ -96,7 +97,7 @@ def cashtags(text: str) -> tuple[str, ...]:
     """Return the tickers marked by a dollar sign, ``$MSFT`` or tokenised ``$ msft``, upper-cased, in order, once each."""
     if "$" not in text:
         return ()
-    return tuple(dict.fromkeys(map(str.upper, _CASHTAG.findall(text))))
+    return tuple(dict.fromkeys(sys.intern(tag.upper()) for tag in _CASHTAG.findall(text)))
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -32,8 +32,10 @@ SAMPLE = "sample"
 
 _EARLIEST = "1900-01-01"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_ORDER = {"bar": 0, "filing": 1, "news": 2}
+_ORDER: dict[type, int] = {Bar: 0, Filing: 1, NewsItem: 2}
+_KINDS: dict[type, Literal["bar", "filing", "news"]] = {Bar: "bar", Filing: "filing", NewsItem: "news"}
 
+Record = Bar | Filing | NewsItem
 Dated = TypeVar("Dated", NewsItem, Filing)
 
 
@@ -91,26 +93,26 @@ class ReplayFeed:
         bars = {symbol: self._bars(symbol, prices[symbol], source.ex_close_factors, now) for symbol in self.symbols}
         self._sessions = self._period(bars, start, end)
         self._warn_of_gaps(bars)
-        self._updates = self._merged(source, bars, now)
-        self._available = [update.available_at for update in self._updates]
+        self._records = self._merged(source, bars, now)
+        self._available = [record.available_at for record in self._records]
         self.total_instants: int | None = len(self._sessions)
 
     def history(self) -> Iterator[MarketUpdate]:
         """Yield what was available by the close before the first instant, in order of `available_at`."""
-        yield from self._updates[: self._first_update()]
+        yield from self._updates(0, self._first_update())
 
-    def instants(self) -> Iterator[Instant]:
+    def instants(self, after: datetime | None = None) -> Iterator[Instant]:
         """Yield one instant a session of the period, whether or not any symbol traded; ends early after `close`."""
         position = self._first_update()
         previous: datetime | None = None
         for session in self._sessions:
             at = self.calendar.close_time(session)
-            if previous is not None and self._speed is not None:
+            if previous is not None and self._speed is not None and (after is None or at > after):
                 self._closed.wait((at - previous).total_seconds() / self._speed)
             if self._closed.is_set():
                 return
             end = bisect_right(self._available, at, position)
-            yield Instant(at, session, tuple(self._updates[position:end]))
+            yield Instant(at, session, tuple(self._updates(position, end)))
             position, previous = end, at
 
     def identity(self) -> dict[str, Any]:
@@ -173,24 +175,21 @@ class ReplayFeed:
             elif series[0].session > self._sessions[0]:
                 logger.warning("%s: bars start on %s; decisions before abstain", symbol, series[0].session)
 
-    def _merged(self, source: HistorySource, bars: dict[str, list[Bar]], now: datetime) -> list[MarketUpdate]:
-        """Return all updates of all symbols, ordered by `available_at`, then kind, symbol and place in the file."""
-        updates: list[MarketUpdate] = []
+    def _updates(self, start: int, end: int) -> Iterator[MarketUpdate]:
+        """Yield records as updates, numbered in the order of delivery; made here, since they would double the memory."""
+        for number, record in enumerate(self._records[start:end], start):
+            kind = _KINDS[type(record)]
+            yield MarketUpdate(record.symbol, kind, record, record.event_time, record.available_at, self.name, number)
+
+    def _merged(self, source: HistorySource, bars: dict[str, list[Bar]], now: datetime) -> list[Record]:
+        """Return all records of all symbols, ordered by `available_at`, then kind, symbol and place in the file."""
+        records: list[Record] = []
         for symbol in self.symbols:
-            for number, bar in enumerate(bars[symbol]):
-                updates.append(MarketUpdate(symbol, "bar", bar, bar.event_time, bar.available_at, self.name, number))
-            filings = self._dated(source.fundamentals(symbol), partial(parse_filing, symbol=symbol, now=now))
-            for number, filing in enumerate(filings):
-                updates.append(
-                    MarketUpdate(symbol, "filing", filing, filing.event_time, filing.available_at, self.name, number)
-                )
-            news = self._dated(source.news(symbol), partial(parse_news, symbol=symbol, now=now))
-            for number, item in enumerate(news):
-                updates.append(
-                    MarketUpdate(symbol, "news", item, item.event_time, item.available_at, self.name, number)
-                )
-        updates.sort(key=lambda update: (update.available_at, _ORDER[update.update_type]))
-        return updates
+            records += bars[symbol]
+            records += self._dated(source.fundamentals(symbol), partial(parse_filing, symbol=symbol, now=now))
+            records += self._dated(source.news(symbol), partial(parse_news, symbol=symbol, now=now))
+        records.sort(key=lambda record: (record.available_at, _ORDER[type(record)]))
+        return records
 
     def _dated(self, text: SourceText | None, parse: Callable[[str], Dated]) -> list[Dated]:
         """Return the records of a file of JSON lines in order of time, each content once."""

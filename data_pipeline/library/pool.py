@@ -18,6 +18,9 @@ from data_pipeline.library.migrations import migrate
 from utils.errors import ComponentStartError, LibraryUnavailable
 
 _ORCHESTRATOR_LOCK = 0x570C4
+_LOCK_PATIENCE_S = 5.0
+"""A killed orchestrator's session can outlive it by a moment."""
+
 MINIMUM_SERVER = 150_000
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -41,6 +44,7 @@ class Database:
     def __init__(self, dsn: str, pool_size: int = 8) -> None:
         self._dsn = dsn
         self._lock_connection: Connection | None = None
+        self._is_the_orchestrator = False
         self.place = _place(dsn)
         self._prepare_schema()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
@@ -105,17 +109,41 @@ class Database:
             If another orchestrator holds it.
         """
         try:
-            connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+            self._lock_connection = self._locked()
         except psycopg.OperationalError as error:
             reason = " ".join(str(error).split())[:200]
             raise ComponentStartError(f"cannot connect to the database at {self.place}: {reason}") from None
-        # a killed orchestrator's session can outlive it by a moment
-        deadline = time.monotonic() + 5
+        self._is_the_orchestrator = True
+
+    def holds_the_lock(self) -> bool:
+        """Whether the orchestrator's lock is still ours; taken again after the server restarted, False while it is away.
+
+        Raises
+        ------
+        ComponentStartError
+            If another orchestrator has taken it meanwhile: two would trade one portfolio.
+        """
+        if not self._is_the_orchestrator:
+            return False
+        if self._lock_connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._lock_connection.execute("SELECT 1")
+                return True
+            self._lock_connection = None
+        try:
+            self._lock_connection = self._locked()
+        except psycopg.Error:
+            return False
+        return True
+
+    def _locked(self) -> Connection:
+        """Return a session of its own that holds the lock."""
+        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
         while True:
             row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ORCHESTRATOR_LOCK,)).fetchone()
             if row and row[0]:
-                self._lock_connection = connection
-                return
+                return connection
             if time.monotonic() > deadline:
                 connection.close()
                 raise ComponentStartError(
@@ -123,22 +151,9 @@ class Database:
                 )
             time.sleep(0.2)
 
-    def holds_the_lock(self) -> bool:
-        """Whether the orchestrator's lock is still ours; taken again after the server restarted."""
-        if self._lock_connection is None:
-            return False
-        try:
-            self._lock_connection.execute("SELECT 1")
-        except psycopg.Error:
-            self._lock_connection = None
-            try:
-                self.become_the_orchestrator()
-            except (ComponentStartError, psycopg.Error):
-                return False
-        return True
-
     def close(self) -> None:
         """Close every connection; idempotent."""
+        self._is_the_orchestrator = False
         if self._lock_connection is not None:
             self._lock_connection.close()
             self._lock_connection = None

@@ -48,11 +48,12 @@ class OpenDecision:
 
 @dataclass(slots=True)
 class Settlement:
-    """What one instant settled: rows for the library, and figures for metrics."""
+    """What one instant settled: rows for the library, figures for metrics, and what no bar will ever settle."""
 
     updates: list[OutcomeUpdate] = field(default_factory=list)
     outcomes: list[tuple[OpenDecision, Outcome]] = field(default_factory=list)
     successes: dict[str, int] = field(default_factory=dict)
+    unsettled: list[OpenDecision] = field(default_factory=list)
 
 
 class OutcomeTracker:
@@ -86,7 +87,6 @@ class OutcomeTracker:
         self._open: dict[date, list[OpenDecision]] = {}
         self._scores: dict[str, float] = {}
         self._histories: dict[str, RewardHistory] = {}
-        self.unsettled = 0
 
     @property
     def backlog(self) -> int:
@@ -121,7 +121,7 @@ class OutcomeTracker:
             for decision in self._open.pop(decided):
                 path = paths.get(decision.symbol)
                 if path is None:
-                    self.unsettled += 1
+                    result.unsettled.append(decision)
                     for opinion in decision.opinions:
                         self._scores.pop(opinion.trajectory_id, None)
                     continue

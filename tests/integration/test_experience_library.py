@@ -24,6 +24,7 @@ from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres,
 from data_pipeline.library import runs
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.portfolio_log import GENESIS, PortfolioEvent
+from orchestration.commit_lane import CommitLane
 from utils.errors import LibraryConflict, LibraryUnavailable
 
 T0 = datetime(2014, 6, 2, 20, tzinfo=UTC)
@@ -697,17 +698,13 @@ def test_while_the_server_is_away_everything_is_unavailable_and_afterwards_nothi
     assert own_library.count_trajectories() == 2
 
 
-def test_a_commit_that_keeps_trying_revives_the_server_and_commits_once(own_library) -> None:
+def test_a_commit_whose_server_died_revives_it_and_commits_once(own_library) -> None:
     own_library.ping()
     kill(own_library)
-    asked: list[int] = []
-
-    def keep_trying() -> bool:
-        asked.append(1)
-        return True
-
-    own_library.commit_cycle(mark_only((trajectory(0),)), keep_trying)
-    assert asked
+    commits = CommitLane(own_library)
+    commits.submit(mark_only((trajectory(0),)))
+    commits.flush()
+    commits.close()
     assert own_library.count_trajectories() == 1
 
 

@@ -6,18 +6,22 @@ judges of the documentation are not part of this version and are not tried.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from daemon_runner import new_home, query
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory, generate_trajectory_id
+from data_pipeline.library.pool import Database
 from judge.reward_calculator import RewardCalculator, TradingOutcome
 from monitoring.production_orchestrator import (
     OrchestratorConfig,
@@ -109,6 +113,26 @@ def test_the_component_by_component_start_of_the_documentation(home: Path) -> No
     assert time.monotonic() - started < 30
     assert (orchestrator.status, orchestrator.running) == ("stopped", False)
     assert left_behind(before) == []
+
+
+def test_when_another_orchestrator_took_the_database_over_this_one_decides_no_more(home: Path) -> None:
+    orchestrator = start_production_orchestrator(config(home, replay_speed=86_400))
+    try:
+        library = orchestrator.get_component("experience_library")
+        url = library.database._dsn
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        other = Database(url)
+        with contextlib.closing(other):
+            other.become_the_orchestrator()
+            wait_for(orchestrator.failed.is_set, "failure", 30)
+            assert "another orchestrator" in orchestrator.status
+            wait_for(lambda: not orchestrator._streaming.alive, "end of the decisions", 10)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"http://127.0.0.1:{orchestrator.metrics_port}/health", timeout=5)
+            assert refused.value.code == 503
+    finally:
+        orchestrator.stop()
 
 
 def test_every_component_has_its_documented_calls_while_the_orchestrator_runs(home: Path) -> None:

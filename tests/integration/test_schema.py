@@ -53,7 +53,7 @@ EXPECTED: dict[str, str] = {
     "training_runs": "*training_run_id:uuid run_id:character(32) agent_type:text kind:text state:text trigger:jsonb config:jsonb "
     "metrics:jsonb data_cutoff:tz dataset_id:character(64) checkpoint:text error:text started_at:tz ended_at:tz",
     "model_versions": "*version:text agent_type:text training_run_id:uuid path:text sha256:character(64) base_model:text "
-    "base_revision:text gate:jsonb state:text",
+    "base_revision:text base_dir:text gate:jsonb state:text",
     "model_aliases": "*run_id:character(32) *agent_type:text *alias:text version:text reason:text",
     "alias_events": "*id:bigint agent_type:text alias:text reason:text",
     "regime_events": "*id:bigint run_id:character(32) symbol:varchar(20) as_of:tz kind:text old:text new:text inputs:jsonb confidence:real",
@@ -408,17 +408,34 @@ def test_a_closed_orchestrator_frees_the_lock(fresh_database) -> None:
         assert second.holds_the_lock()
 
 
+def cut_the_lock(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+
+
 def test_the_lock_is_taken_again_after_its_connection_was_cut(fresh_database) -> None:
     database = Database(fresh_database)
     with contextlib.closing(database):
         database.become_the_orchestrator()
-        with psycopg.connect(fresh_database, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "
-                "(SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
+        cut_the_lock(fresh_database)
         assert database.holds_the_lock()
         assert database.holds_the_lock()
+
+
+def test_a_lock_that_another_orchestrator_took_meanwhile_is_said_to_be_lost_for_good(fresh_database, impatient) -> None:
+    first, second = Database(fresh_database), Database(fresh_database)
+    with contextlib.closing(first), contextlib.closing(second):
+        first.become_the_orchestrator()
+        cut_the_lock(fresh_database)
+        second.become_the_orchestrator()
+        impatient()
+        with pytest.raises(ComponentStartError, match="another orchestrator"):
+            first.holds_the_lock()
+        second.close()
+        assert first.holds_the_lock(), "free again, it can be taken again"
 
 
 def test_the_facade_speaks_of_the_same_trajectory_as_the_table(migrated) -> None:

@@ -167,7 +167,7 @@ def test_a_decision_on_a_symbol_that_stopped_trading_is_counted_and_dropped() ->
     made.track(decision(0, "BBB"))
     result = settle(made, market, 5, ("AAA", "BBB"))
     assert [open_decision.symbol for open_decision, _ in result.outcomes] == ["BBB"]
-    assert made.unsettled == 1
+    assert [open_decision.symbol for open_decision in result.unsettled] == ["AAA"]
     assert made.backlog == 0
 
 

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,21 @@ def test_speed_waits_in_proportion_to_the_gap(folder: Path) -> None:
     assert 0.09 <= time.monotonic() - started < 2.0
 
 
+def test_a_resumed_replay_does_not_wait_for_what_was_lived_before(folder: Path) -> None:
+    feed = ReplayFeed(folder, speed=1)
+    *_, last = [feed.calendar.close_time(date.fromisoformat(day)) for day in DAYS]
+    started = time.monotonic()
+    assert [instant.session.isoformat() for instant in feed.instants(after=last)] == DAYS
+    assert time.monotonic() - started < 5.0
+    again = ReplayFeed(folder, speed=1)
+    pump = FeedPump(again, after=last - timedelta(seconds=1))
+    pump.start()
+    done = [pump.get(timeout=10) for _ in DAYS[:-1]]
+    assert [instant.session.isoformat() for instant in done if instant] == DAYS[:-1]
+    assert pump.get(timeout=0.1) is None, "the first one that is new is waited for"
+    pump.stop()
+
+
 def test_close_interrupts_a_wait_of_a_day(folder: Path) -> None:
     feed = ReplayFeed(folder, speed=1)
     instants = feed.instants()
@@ -299,7 +314,7 @@ class ScriptedFeed:
         self._script = script
         self.closed = threading.Event()
 
-    def instants(self) -> Iterator[Any]:
+    def instants(self, after: datetime | None = None) -> Iterator[Any]:
         for item in self._script:
             if isinstance(item, BaseException):
                 raise item

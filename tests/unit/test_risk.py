@@ -215,28 +215,31 @@ class BuyEverything:
 
 
 @dataclass
-class RememberingLibrary:
+class RememberedCommits:
     """Takes commits and keeps them."""
 
-    embedder: FeatureHashingEmbedder = field(default_factory=FeatureHashingEmbedder)
     batches: list[CycleBatch] = field(default_factory=list)
 
-    def commit_cycle(self, batch: CycleBatch, keep_trying: Any) -> None:
+    def submit(self, batch: CycleBatch) -> None:
         self.batches.append(batch)
 
+    def flush(self) -> None:
+        """There is nothing to wait for."""
 
-def run_sessions(folder: Path, closes: list[float], weight: float = 0.5) -> tuple[RememberingLibrary, Ledger, Path]:
+
+def run_sessions(folder: Path, closes: list[float], weight: float = 0.5) -> tuple[RememberedCommits, Ledger, Path]:
     """Run one session for each close, both symbols moving alike; positions of up to half of equity each."""
     config = OrchestratorConfig(
         risk=RiskSettings(max_position_size=weight, max_symbol_concentration=weight),
         execution=ExecutionSettings(participation=1.0, rebalance_band=0.0),
     )
-    store, ledger, library = AsOfStore(CALENDAR), Ledger("run"), RememberingLibrary()
+    store, ledger, commits = AsOfStore(CALENDAR), Ledger("run"), RememberedCommits()
     broker = PaperBroker(ledger, config.execution, "run")
     tracker = OutcomeTracker(CALENDAR, 5, config.execution.one_way_cost, RewardCalculator(), 0.2)
     cycle = TradingCycle(
         config, "run", ("AAA", "BBB"), store=store, calendar=CALENDAR, coordinator=BuyEverything(weight),  # type: ignore[arg-type]
-        broker=broker, ledger=ledger, tracker=tracker, library=library, halt_file=folder / "HALT",  # type: ignore[arg-type]
+        broker=broker, ledger=ledger, tracker=tracker, embedder=FeatureHashingEmbedder(), commits=commits,  # type: ignore[arg-type]
+        halt_file=folder / "HALT",
     )  # fmt: skip
     for day, close in zip(SESSIONS, closes, strict=False):
         opened, closed = CALENDAR.open_time(day), CALENDAR.close_time(day)
@@ -248,7 +251,7 @@ def run_sessions(folder: Path, closes: list[float], weight: float = 0.5) -> tupl
             for symbol in ("AAA", "BBB")
         )  # fmt: skip
         cycle.run(Instant(closed, day, updates))
-    return library, ledger, folder / "HALT"
+    return commits, ledger, folder / "HALT"
 
 
 def rejected(batch: CycleBatch) -> list[str]:
@@ -256,30 +259,30 @@ def rejected(batch: CycleBatch) -> list[str]:
 
 
 def test_a_loss_of_the_session_that_has_just_closed_stops_purchases_at_its_close(tmp_path) -> None:
-    library, _, _ = run_sessions(tmp_path, [100.0, 100.0, 96.0], weight=0.4)
-    assert rejected(library.batches[1]) == []
-    assert rejected(library.batches[2]) == ["daily_loss", "daily_loss"]
+    commits, _, _ = run_sessions(tmp_path, [100.0, 100.0, 96.0], weight=0.4)
+    assert rejected(commits.batches[1]) == []
+    assert rejected(commits.batches[2]) == ["daily_loss", "daily_loss"]
 
 
 def test_the_daily_loss_is_forgotten_with_the_next_session(tmp_path) -> None:
-    library, _, _ = run_sessions(tmp_path, [100.0, 100.0, 96.0, 96.0], weight=0.4)
-    assert rejected(library.batches[3]) == []
+    commits, _, _ = run_sessions(tmp_path, [100.0, 100.0, 96.0, 96.0], weight=0.4)
+    assert rejected(commits.batches[3]) == []
 
 
 def test_a_drawdown_beyond_the_limit_halts_at_the_close_that_reached_it(tmp_path) -> None:
-    library, ledger, halt = run_sessions(tmp_path, [100.0, 100.0, 75.0], weight=0.5)
+    commits, ledger, halt = run_sessions(tmp_path, [100.0, 100.0, 75.0], weight=0.5)
     assert ledger.portfolio.equity < 85_000
     assert halt.exists()
-    assert "halt" in [event.kind for event in library.batches[2].events]
+    assert "halt" in [event.kind for event in commits.batches[2].events]
 
 
 def test_events_of_the_gates_say_what_changed_and_why(tmp_path) -> None:
     config_weight = 0.05
-    library, _, _ = run_sessions(tmp_path, [100.0], weight=config_weight)
-    assert rejected(library.batches[0]) == []
+    commits, _, _ = run_sessions(tmp_path, [100.0], weight=config_weight)
+    assert rejected(commits.batches[0]) == []
     (tmp_path / "HALT").write_text("by hand")
-    library, _, _ = run_sessions(tmp_path, [100.0], weight=config_weight)
-    [first, _] = [event.payload for event in library.batches[0].events if event.kind == "reject"]
+    commits, _, _ = run_sessions(tmp_path, [100.0], weight=config_weight)
+    [first, _] = [event.payload for event in commits.batches[0].events if event.kind == "reject"]
     assert {"gate", "before", "after", "reason"} <= set(first)
     assert (first["gate"], first["before"], first["after"]) == ("halt", config_weight, 0.0)
 
@@ -291,7 +294,8 @@ def test_deleting_the_halt_file_resumes_trading_and_resets_the_peak(tmp_path) ->
     cycle = TradingCycle(
         config, "run", (), store=store, calendar=CALENDAR, coordinator=BuyEverything(0.1),  # type: ignore[arg-type]
         broker=PaperBroker(ledger, config.execution, "run"), ledger=ledger,
-        tracker=OutcomeTracker(CALENDAR, 5, 0.0, RewardCalculator(), 0.2), library=RememberingLibrary(),  # type: ignore[arg-type]
+        tracker=OutcomeTracker(CALENDAR, 5, 0.0, RewardCalculator(), 0.2), embedder=FeatureHashingEmbedder(),
+        commits=RememberedCommits(),  # type: ignore[arg-type]
         halt_file=tmp_path / "HALT",
     )  # fmt: skip
     cycle.run(Instant(datetime(2014, 6, 2, 20, tzinfo=UTC), SESSIONS[0], ()))

@@ -132,7 +132,7 @@ def test_while_the_database_is_away_the_item_waits_and_is_done_once_it_is_back(m
     stage.submit(7)
     assert stage.wait_idle(Heartbeat())
     assert attempts == [7, 7, 7, 7]
-    assert waits[:3] == [0.5, 1.0, 2.0]
+    assert waits[:3] == [0.1, 0.2, 0.4]
     assert stage.thread.restarts == 0
 
 

@@ -280,8 +280,8 @@ class AutomatedSFTPipeline:
         state = {"promote": "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
         name = version_name(self.config.agent_type, result.adapter_sha256)
         model = ModelVersion(
-            name, self.config.agent_type, identity, result.adapter_dir, result.adapter_sha256, result.base_model, result.base_dir,
-            verdict.to_dict(), state,
+            name, self.config.agent_type, identity, result.adapter_dir, result.adapter_sha256, result.base_model, result.base_sha256,
+            result.base_dir, verdict.to_dict(), state,
         )  # fmt: skip
         with self._library.connection() as connection, connection.cursor() as cursor:
             metrics = {**result.metrics, "examples": dataset.rows, "version": name, "verdict": verdict.verdict}

@@ -111,16 +111,7 @@ class OnlineLearningLoop:
             sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
             rl_min_new_trajectories=settings.rl_min_trajectories,
         )
-        pipelines = [
-            AutomatedSFTPipeline(
-                SFTPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
-                library,
-                clock=clock,
-                deploy=deploy,
-                telemetry=telemetry,
-            )
-            for agent_type in settings.learning.sft_agents
-        ]
+        pipelines = _pipelines(settings, library, clock, derived_ids=derived_ids, deploy=deploy, telemetry=telemetry)
         return cls(config, library, pipelines, clock, deploy=deploy)
 
     @property
@@ -286,10 +277,26 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
     )
     library = open_library(settings)
     clock = WallClock()
-    pipelines = [
-        AutomatedSFTPipeline(SFTPipelineConfig.from_settings(settings, agent, derived_ids=False), library, clock=clock)
-        for agent in settings.learning.sft_agents
-    ]
-    loop = OnlineLearningLoop(config, library, pipelines, clock, owns_library=True)
+    loop = OnlineLearningLoop(config, library, _pipelines(settings, library, clock), clock, owns_library=True)
     loop.start()
     return loop
+
+
+def _pipelines(
+    settings: OrchestratorConfig,
+    library: ExperienceLibraryPostgres,
+    clock: Clock,
+    *,
+    derived_ids: bool = False,
+    **options: Any,
+) -> list[AutomatedSFTPipeline]:
+    """Return the configured pipelines; `options` are those of `AutomatedSFTPipeline`."""
+    return [
+        AutomatedSFTPipeline(
+            SFTPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
+            library,
+            clock=clock,
+            **options,
+        )
+        for agent_type in settings.learning.sft_agents
+    ]

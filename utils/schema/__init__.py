@@ -28,7 +28,7 @@ from utils.schema.market import (
     RegimeInputs,
 )
 from utils.schema.parsing import SchemaFinding, parse_output
-from utils.schema.trading import Decision, EventKind, Fill, Order, Outcome, Side
+from utils.schema.trading import Decision, EventKind, Order, Outcome, Side
 
 __all__ = [
     "AGENT_TYPES",
@@ -44,7 +44,6 @@ __all__ = [
     "EventKind",
     "Evidence",
     "Filing",
-    "Fill",
     "FundamentalOutput",
     "Instant",
     "KeyEvent",

@@ -66,23 +66,6 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
-    """An execution. `price` includes half-spread and slippage; the three cost fields are USD."""
-
-    fill_id: str
-    order_id: str
-    symbol: str
-    side: Side
-    quantity: float
-    price: float
-    commission: float
-    spread: float
-    slippage: float
-    filled_at: datetime
-    reason: Literal["open", "stop_loss", "take_profit"] = "open"
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a symbol over the horizon after a decision; returns are fractions.
 

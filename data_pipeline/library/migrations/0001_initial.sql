@@ -254,7 +254,8 @@ CREATE TABLE IF NOT EXISTS model_versions (
     path text NOT NULL,
     sha256 char(64) NOT NULL,
     base_model text NOT NULL,
-    base_revision text NOT NULL,
+    base_revision text NOT NULL, -- SHA-256 of the base model's content
+    base_dir text NOT NULL,
     gate jsonb,
     state text NOT NULL CHECK (state IN ('trained', 'rejected', 'shadow', 'champion', 'retired')),
     created_at timestamptz NOT NULL DEFAULT now()
