@@ -54,6 +54,8 @@ CREATE TABLE IF NOT EXISTS trajectories (
     created_at timestamptz NOT NULL DEFAULT now(),
     CHECK ((actual_return IS NULL) = (matured_at IS NULL))
 );
+-- out of line as it is: compressing it costs more than all of the row's indexes, and an outcome need not write it again
+ALTER TABLE trajectories ALTER workflow_trace SET STORAGE EXTERNAL;
 CREATE INDEX IF NOT EXISTS trajectories_symbol ON trajectories (symbol);
 CREATE INDEX IF NOT EXISTS trajectories_agent_type ON trajectories (agent_type);
 CREATE INDEX IF NOT EXISTS trajectories_success ON trajectories (success);
@@ -72,7 +74,7 @@ CREATE OR REPLACE TRIGGER trajectories_as_of BEFORE INSERT ON trajectories
 CREATE TABLE IF NOT EXISTS trajectory_embeddings (
     trajectory_id varchar(64) NOT NULL REFERENCES trajectories,
     embedding_model text NOT NULL,
-    run_id char(32) NOT NULL REFERENCES runs,
+    run_id char(32) NOT NULL, -- the trajectory's, which is checked there
     agent_type varchar(50) NOT NULL,
     symbol varchar(20) NOT NULL,
     market_regime varchar(50),

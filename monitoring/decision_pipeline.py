@@ -29,7 +29,6 @@ from orchestration.execution.portfolio import Ledger
 from orchestration.judging import JudgeItem
 from orchestration.trading_cycle import CycleResult, TradingCycle
 from utils.clock import Clock, VirtualClock
-from utils.logs import logger
 from utils.schema import AGENT_TYPES, Instant
 from utils.settings import OrchestratorConfig
 from utils.telemetry import Telemetry
@@ -266,9 +265,6 @@ class DecisionPipeline:
         for agent_type, number in stored.items():
             self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
         for decision in result.settlement.unsettled:
-            logger.warning(
-                "%s: the decision of %s never settles: no bar within its horizon", decision.symbol, decision.session
-            )
             self._telemetry.count("outcomes_unsettled_total", symbol=decision.symbol)
         for agent_type, number in result.settlement.successes.items():
             self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)

@@ -10,19 +10,19 @@ from data_pipeline.embeddings import Embedder
 from data_pipeline.library.trajectories import Trajectory
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from utils.clock import isoformat
-from utils.ids import derived_uuid
+from utils.ids import derived_id
 from utils.market_regime_detector import RegimeDetection
 from utils.schema import AgentOutput, Decision, MarketSnapshot, StrategistOutput, TechnicalOutput
 
 
 def decision_id(run_id: str, symbol: str, as_of: datetime) -> str:
     """Return the identity of a decision."""
-    return str(derived_uuid(run_id, "decision", symbol, isoformat(as_of)))
+    return derived_id(run_id, "decision", symbol, isoformat(as_of))
 
 
 def trajectory_ids(run_id: str, decision: Decision) -> dict[str, str]:
     """Return the identity of each agent's part in a decision."""
-    return {name: str(derived_uuid(run_id, decision.decision_id, name)) for name in (*decision.agents, "strategist")}
+    return {name: derived_id(run_id, decision.decision_id, name) for name in (*decision.agents, "strategist")}
 
 
 def trajectories_of(

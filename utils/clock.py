@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -71,6 +72,7 @@ def ensure_utc(instant: datetime) -> datetime:
     return instant.astimezone(UTC)
 
 
+@lru_cache(maxsize=4096)
 def isoformat(instant: datetime) -> str:
     """Return an instant in the one textual form the project uses: ``2014-01-02T21:00:00Z``, fractions where there are."""
     return ensure_utc(instant).isoformat().replace("+00:00", "Z")

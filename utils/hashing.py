@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,17 @@ def canonical_json(value: Any) -> str:
 
 
 def _holds_non_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, Mapping):
-        return any(map(_holds_non_finite, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_holds_non_finite, value))
+    open_ = [value]
+    while open_:
+        item = open_.pop()
+        if isinstance(item, float):
+            if not math.isfinite(item):
+                return True
+        elif isinstance(item, dict):
+            open_.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            open_.extend(item)
+    return False
 
 
 def sha256_hex(data: bytes | str) -> str:

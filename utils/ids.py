@@ -6,6 +6,7 @@ produces the same set of rows; elsewhere identities are time-ordered (UUIDv7).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -28,8 +29,16 @@ def uuid7() -> uuid.UUID:
 
 
 def derived_uuid(run_id: str, *parts: object) -> uuid.UUID:
-    """Return the UUIDv5 of a run and the parts that name a thing in it."""
-    return uuid.uuid5(_NAMESPACE, "\x1f".join((run_id, *map(str, parts))))
+    """Return the UUIDv5 (RFC 9562) of a run and the parts that name a thing in it."""
+    return uuid.UUID(derived_id(run_id, *parts))
+
+
+def derived_id(run_id: str, *parts: object) -> str:
+    """Return `derived_uuid` as text; a decision needs a dozen, and `uuid.uuid5` takes several times as long."""
+    name = "\x1f".join((run_id, *map(str, parts)))
+    digits = hashlib.sha1(_NAMESPACE.bytes + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
 def run_identity(identity: dict[str, Any]) -> str:

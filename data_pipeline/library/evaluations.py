@@ -33,24 +33,25 @@ class Evaluation:
 
 
 def store(cursor: psycopg.Cursor[Any], evaluations: Sequence[Evaluation]) -> None:
-    """Write evaluations; one that is stored already stays as it is."""
+    """Write evaluations by COPY; one that is stored already stays as it is. One writer at a time."""
     cursor.execute(
-        "CREATE TEMP TABLE IF NOT EXISTS incoming_evaluations (LIKE judge_evaluations INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
+        "SELECT evaluation_id FROM judge_evaluations WHERE evaluation_id = ANY(%s)",
+        ([e.evaluation_id for e in evaluations],),
     )
+    stored = {row[0] for row in cursor}
     with cursor.copy(
-        "COPY incoming_evaluations (evaluation_id, trajectory_id, status, final_score, confidence, agreement, effective_votes, method, "
+        "COPY judge_evaluations (evaluation_id, trajectory_id, status, final_score, confidence, agreement, effective_votes, method, "
         "scores, excluded, attempts, next_retry_at, cost_usd) FROM STDIN"
     ) as copy:
         for e in evaluations:
+            if e.evaluation_id in stored:
+                continue
             copy.write_row(
                 (
                     e.evaluation_id, e.trajectory_id, e.status, e.final_score, e.confidence, e.agreement, e.effective_votes, e.method,
                     canonical_json(e.scores), canonical_json(e.excluded), e.attempts, e.next_retry_at, e.cost_usd,
                 )
             )  # fmt: skip
-    cursor.execute(
-        "INSERT INTO judge_evaluations SELECT * FROM incoming_evaluations ON CONFLICT (evaluation_id) DO NOTHING"
-    )
 
 
 def unjudged(cursor: psycopg.Cursor[Any], run_id: str) -> list[tuple[str, str, dict[str, Any]]]:

@@ -41,20 +41,23 @@ _AS_TUPLE = attrgetter(*(field.name for field in fields(OutcomeUpdate)))
 
 
 def apply(cursor: psycopg.Cursor[Any], updates: Sequence[OutcomeUpdate]) -> None:
-    """Write outcomes of trajectories that have none yet, all in two statements."""
-    columns = list(zip(*map(_AS_TUPLE, updates), strict=True))
+    """Write outcomes of trajectories that have none yet, and mirror them, in one statement."""
+    columns = zip(*map(_AS_TUPLE, updates), strict=True)
     cursor.execute(
         """
-        UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,
-            matured_at = v.matured_at, benchmark_return = v.benchmark_return, max_drawdown = v.max_drawdown, costs = v.costs
-        FROM unnest(%s::text[], %s::float8[], %s::bool[], %s::float8[], %s::timestamptz[], %s::float8[], %s::float8[],
-            %s::float8[]) AS v (trajectory_id, actual_return, success, reward, matured_at, benchmark_return, max_drawdown, costs)
-        WHERE t.trajectory_id = v.trajectory_id AND t.matured_at IS NULL
+        WITH matured AS (
+            UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,
+                matured_at = v.matured_at, benchmark_return = v.benchmark_return, max_drawdown = v.max_drawdown, costs = v.costs
+            FROM unnest(%s::text[], %s::float8[], %s::bool[], %s::float8[], %s::timestamptz[], %s::float8[], %s::float8[],
+                %s::float8[]) AS v (trajectory_id, actual_return, success, reward, matured_at, benchmark_return, max_drawdown, costs)
+            WHERE t.trajectory_id = v.trajectory_id AND t.matured_at IS NULL
+            RETURNING t.trajectory_id, t.success, t.reward, t.matured_at
+        )
+        UPDATE trajectory_embeddings e SET success = m.success, reward = m.reward, matured_at = m.matured_at
+        FROM matured m WHERE e.trajectory_id = m.trajectory_id
         """,
         [list(column) for column in columns],
     )
-    ids, _, success, reward, matured_at = columns[:5]
-    _mirror(cursor, ids, success, reward, matured_at)
 
 
 def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool, dated: bool = True) -> bool:
@@ -99,7 +102,10 @@ def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool,
             outcome.trajectory_id,
         ),
     )
-    _mirror(cursor, [outcome.trajectory_id], [outcome.success], [outcome.reward], [outcome.matured_at])
+    cursor.execute(
+        "UPDATE trajectory_embeddings SET success = %s, reward = %s, matured_at = %s WHERE trajectory_id = %s",
+        (outcome.success, outcome.reward, outcome.matured_at, outcome.trajectory_id),
+    )
     return True
 
 
@@ -113,14 +119,3 @@ def tallies(
         (agent_type, before, list(run_ids)),
     )
     return [SessionTally(*row) for row in cursor]
-
-
-def _mirror(cursor: psycopg.Cursor[Any], ids: Any, success: Any, reward: Any, matured_at: Any) -> None:
-    cursor.execute(
-        """
-        UPDATE trajectory_embeddings e SET success = v.success, reward = v.reward, matured_at = v.matured_at
-        FROM unnest(%s::text[], %s::bool[], %s::float8[], %s::timestamptz[]) AS v (trajectory_id, success, reward, matured_at)
-        WHERE e.trajectory_id = v.trajectory_id
-        """,
-        (list(ids), list(success), list(reward), list(matured_at)),
-    )

@@ -232,10 +232,6 @@ def _json_text(name: str, value: Any) -> str:
         raise ValueError(f"{name} is not JSON: {error}") from None
     if "\\u0000" in text and _NUL.search(text):
         raise ValueError(f"{name} holds a NUL character, which the database cannot store")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
     return text
 
 

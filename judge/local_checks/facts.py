@@ -64,10 +64,23 @@ class Facts:
         self.output = output
         self.side = direction(output.recommendation)
         self.context = context
-        tokens = [token.strip(_PUNCTUATION) for token in output.reasoning.lower().split()]
-        self.words = [token for token in tokens if len(token) > 1 and token[0].isalpha()]
+        self.words, numbers = _tokens(output.reasoning)
         self.named, self.texts = _evidence(output)
-        self.cited = _cited(tokens, self)
+        self.cited = _cited(numbers, self)
+
+
+def _tokens(text: str) -> tuple[list[str], list[str]]:
+    """Return the words of a text, and what begins with a digit; single characters are neither."""
+    words: list[str] = []
+    numbers: list[str] = []
+    for raw in text.lower().split():
+        token = raw.strip(_PUNCTUATION)
+        if len(token) > 1:
+            if token[0].isalpha():
+                words.append(token)
+            elif token[0].isdigit() and token.isascii():
+                numbers.append(token)
+    return words, numbers
 
 
 def _evidence(output: AgentOutput) -> tuple[dict[str, float], list[str]]:
@@ -107,12 +120,10 @@ def _magnitudes(facts: Facts) -> list[float]:
 
 
 def _cited(tokens: list[str], facts: Facts) -> tuple[int, int]:
-    """Count the numbers among the words, and those that match something known, as they are or as percent."""
+    """Count the numbers among the tokens, and those that match something known, as they are or as percent."""
     known: list[float] = []
     matched = total = 0
     for token in tokens:
-        if not token or not token[0].isdigit() or not token.isascii():
-            continue
         digits = token.replace(",", "")
         whole, _, decimals = digits.partition(".")
         if not (whole + decimals).isdigit():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from orchestration.execution.portfolio import Ledger
-from utils.ids import derived_uuid
+from utils.ids import derived_id
 from utils.schema import Bar, CorporateAction, Order, Side
 from utils.settings import ExecutionSettings
 
@@ -149,7 +149,7 @@ class PaperBroker:
         self._ledger.record(
             "fill",
             at,
-            fill_id=str(derived_uuid(self._run_id, "fill", order_id, reason)),
+            fill_id=derived_id(self._run_id, "fill", order_id, reason),
             order_id=order_id if reason == "open" else None,
             symbol=symbol,
             side=side,

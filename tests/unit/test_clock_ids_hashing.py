@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils import clock as clock_module
+from utils import ids
 from utils.clock import VirtualClock, WallClock, ensure_utc, isoformat
 from utils.errors import nearest
 from utils.hashing import canonical_json, content_hash, file_sha256, sha256_hex
-from utils.ids import derived_uuid, run_identity, uuid7
+from utils.ids import derived_id, derived_uuid, run_identity, uuid7
 
 T0 = datetime(2014, 1, 2, 21, tzinfo=UTC)
 
@@ -148,3 +149,39 @@ def test_hashes_of_text_bytes_values_and_files_agree(tmp_path) -> None:
 def test_the_nearest_word_is_named_only_when_it_is_near() -> None:
     assert nearest("metrics_prot", ["metrics_port", "db_host"]) == "; did you mean 'metrics_port'?"
     assert nearest("zzz", ["metrics_port"]) == ""
+
+
+@given(st.text(), st.lists(st.one_of(st.text(), st.integers())))
+def test_derived_identities_are_version_five_uuids_of_the_library(run_id: str, parts: list[object]) -> None:
+    expected = uuid.uuid5(ids._NAMESPACE, "\x1f".join((run_id, *map(str, parts))))
+    assert derived_uuid(run_id, *parts) == expected
+    assert derived_id(run_id, *parts) == str(expected)
+
+
+@given(
+    st.recursive(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.text(),
+            st.integers(-(2**53), 2**53),
+            st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    )
+)
+def test_canonical_json_is_what_the_standard_library_reads_back(value: object) -> None:
+    text = canonical_json(value)
+    assert json.loads(text) == value
+    assert canonical_json(json.loads(text)) == text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_hides(value: float) -> None:
+    for hidden in (value, [value], {"a": {"b": (1.0, [None, value])}}):
+        with pytest.raises(ValueError, match="finite"):
+            canonical_json(hidden)
+
+
+def test_null_is_no_number_that_is_not_finite() -> None:
+    assert canonical_json({"b": None, "a": [1.0, None]}) == '{"a":[1.0,null],"b":null}'
