@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any
 
 from data_pipeline.feeds.rejections import MalformedRecordError, shown
@@ -95,9 +96,13 @@ def sanitise(text: str) -> str:
 
 def cashtags(text: str) -> tuple[str, ...]:
     """Return the tickers marked by a dollar sign, ``$MSFT`` or tokenised ``$ msft``, upper-cased, in order, once each."""
-    if "$" not in text:
-        return ()
-    return tuple(dict.fromkeys(sys.intern(tag.upper()) for tag in _CASHTAG.findall(text)))
+    return _tickers(tuple(_CASHTAG.findall(text))) if "$" in text else ()
+
+
+@lru_cache(maxsize=4096)
+def _tickers(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tickers of tags; a history names few sets of them again and again, and keeps each once."""
+    return tuple(dict.fromkeys(sys.intern(tag.upper()) for tag in tags))
 
 
 def _object(line: str) -> dict[str, Any]:
