@@ -21,6 +21,9 @@ _ORCHESTRATOR_LOCK = 0x570C4
 _LOCK_PATIENCE_S = 5.0
 """A killed orchestrator's session can outlive it by a moment."""
 
+_OWN_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END_SESSION = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+
 MINIMUM_SERVER = 150_000
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -44,7 +47,7 @@ class Database:
     def __init__(self, dsn: str, pool_size: int = 8) -> None:
         self._dsn = dsn
         self._lock_connection: Connection | None = None
-        self._is_the_orchestrator = False
+        self._lock_session: tuple[Any, ...] | None = None  # pid and start of the session, once this is the orchestrator
         self.place = _place(dsn)
         self._prepare_schema()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
@@ -113,7 +116,6 @@ class Database:
         except psycopg.OperationalError as error:
             reason = " ".join(str(error).split())[:200]
             raise ComponentStartError(f"cannot connect to the database at {self.place}: {reason}") from None
-        self._is_the_orchestrator = True
 
     def holds_the_lock(self) -> bool:
         """Whether the orchestrator's lock is still ours; taken again after the server restarted, False while it is away.
@@ -123,7 +125,7 @@ class Database:
         ComponentStartError
             If another orchestrator has taken it meanwhile: two would trade one portfolio.
         """
-        if not self._is_the_orchestrator:
+        if self._lock_session is None:
             return False
         if self._lock_connection is not None:
             with contextlib.suppress(psycopg.Error):
@@ -137,13 +139,16 @@ class Database:
         return True
 
     def _locked(self) -> Connection:
-        """Return a session of its own that holds the lock."""
+        """Return a session of its own that holds the lock; an earlier one that the network cut off from us is ended."""
         connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while True:
             row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ORCHESTRATOR_LOCK,)).fetchone()
             if row and row[0]:
+                self._lock_session = connection.execute(_OWN_SESSION).fetchone()
                 return connection
+            if self._lock_session is not None:
+                connection.execute(_END_SESSION, self._lock_session)
             if time.monotonic() > deadline:
                 connection.close()
                 raise ComponentStartError(
@@ -153,7 +158,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; idempotent."""
-        self._is_the_orchestrator = False
+        self._lock_session = None
         if self._lock_connection is not None:
             self._lock_connection.close()
             self._lock_connection = None

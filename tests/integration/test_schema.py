@@ -438,6 +438,16 @@ def test_a_lock_that_another_orchestrator_took_meanwhile_is_said_to_be_lost_for_
         assert first.holds_the_lock(), "free again, it can be taken again"
 
 
+def test_a_session_of_its_own_that_the_network_cut_off_does_not_pass_for_another_orchestrator(fresh_database) -> None:
+    database = Database(fresh_database)
+    with contextlib.closing(database):
+        database.become_the_orchestrator()
+        ghost, database._lock_connection = database._lock_connection, None
+        assert database.holds_the_lock()
+        with pytest.raises(psycopg.OperationalError):
+            ghost.execute("SELECT 1")
+
+
 def test_the_facade_speaks_of_the_same_trajectory_as_the_table(migrated) -> None:
     columns = columns_of(migrated)["trajectories"]
     fields = set(Trajectory.__dataclass_fields__)
