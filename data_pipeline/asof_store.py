@@ -15,7 +15,7 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.features import news_activity, regime_inputs
 from data_pipeline.symbol_series import EMPTY_WINDOW, SymbolSeries
 from utils.clock import ensure_utc, isoformat
-from utils.hashing import feed
+from utils.hashing import hash_in_pieces
 from utils.schema import Bar, BarWindow, CorporateAction, Filing, MarketSnapshot, MarketUpdate, NewsItem, RegimeInputs
 
 NEWS_LOOKBACK = timedelta(days=7)
@@ -179,10 +179,10 @@ def _content_hash(
          *[item.item_id for item in news], "", *[filing.filing_id for filing in filings])
     )  # fmt: skip
     digest = hashlib.sha256()
-    feed(digest, memoryview(head.encode()))
+    hash_in_pieces(digest, memoryview(head.encode()))
     digest.update(
         struct.pack("<4d", inputs.volatility, inputs.trend_strength, inputs.news_impact, inputs.daily_volatility)
     )
     for values in (window.sessions.view("int64"), window.open, window.high, window.low, window.close, window.volume):
-        feed(digest, values.data.cast("B"))
+        hash_in_pieces(digest, values.data.cast("B"))
     return digest.hexdigest()

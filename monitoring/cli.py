@@ -19,8 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monitoring.production_orchestrator import ProductionOrchestrator, refuse_what_is_not_there
+from monitoring.production_orchestrator import ProductionOrchestrator
 from monitoring.progress import ProgressLine
+from monitoring.scope import refuse_what_is_not_there
 from monitoring.summary import render, write_summary
 from utils.errors import ComponentStartError, ConfigError, SystemFault, nearest
 from utils.logs import configure_logging, logger

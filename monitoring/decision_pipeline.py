@@ -1,7 +1,7 @@
 """The decision thread: takes instants from the feed and runs the trading cycle, judging and learning beside it.
 
-In a replay it is the keeper of the virtual clock: the next instant begins only when judging and learning of the present
-one are done. A restart, after a crash of the thread or of the process, goes through the same recovery.
+In a replay it is the keeper of the virtual clock: the next instant begins only when whatever it depends on is done, the
+learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes through the same recovery.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from utils.settings import OrchestratorConfig
 from utils.telemetry import Telemetry
 
 _JUDGING_LAG = 2
-"""Instants of a replay whose judging may still run while later ones are decided, beside the one that is being committed."""
+"""Durable instants of a replay whose judging may still run while later ones are decided."""
 
 
 @dataclass
@@ -90,7 +90,9 @@ class DecisionPipeline:
         self._open_feed = open_feed
         self._on_end = on_end
         self._log = DecisionLog(config.decisions_jsonl)
-        self._lag = max(0, min(_JUDGING_LAG, config.decision.horizon_sessions - 2))
+        # the grade of an instant is first read when its horizon ends; until then its commit and its judging may lag behind
+        self._overlaps = config.decision.horizon_sessions > 1
+        self._judging_lag = max(0, min(_JUDGING_LAG, config.decision.horizon_sessions - 2))
         self._created = time.monotonic()
         self._commits: CommitLane
         self._committing: tuple[Instant, CycleResult] | None = None
@@ -178,6 +180,8 @@ class DecisionPipeline:
                 return
             if self.judging is not None:  # what a death of this thread kept from the judges after its commit
                 self.judging.submit(self.judging_backlog())
+                if self.feed.mode != "live" and not self._idle(self.judging, heartbeat):
+                    return
             if cursor is not None and self.learning is not None:
                 self.learning.submit(cursor)  # a kill may have come before the last instant's check was done
                 if not self._idle(self.learning, heartbeat):
@@ -193,7 +197,8 @@ class DecisionPipeline:
             self._settle()
         finally:
             self._pump.stop()
-            self._commits.close()
+            if self._commits.close():
+                self._publish()  # what broke may have been the next instant: this one is durable all the same
             self._log.close()
 
     def _take(self, instant: Instant, cursor: datetime | None, heartbeat: Heartbeat) -> None:
@@ -209,11 +214,10 @@ class DecisionPipeline:
         self._publish()
         self._committing = (instant, result)
         replay = self.feed.mode != "live"
-        if not self._lag or self._pump_is_dry or (replay and self.learning is not None):
+        if not self._overlaps or self._pump_is_dry or (replay and self.learning is not None):
             self._settle()  # nothing to decide meanwhile, or what is decided next depends on what this one leads to
         if replay:
-            # a grade is first read when its decision's outcome is due: until then judging may run beside the next instants
-            self._idle(self.judging, heartbeat, self._lag)
+            self._idle(self.judging, heartbeat, self._judging_lag)
             self._idle(self.learning, heartbeat)
 
     @property

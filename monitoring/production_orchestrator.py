@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.feeds.base import MarketFeed
-from data_pipeline.feeds.factory import build_feed, check_feed
+from data_pipeline.feeds.factory import build_feed
 from data_pipeline.library.runs import Run
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
@@ -23,6 +23,7 @@ from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.health_checker import Check, HealthChecker
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.metrics_collector import MetricsCollector
+from monitoring.scope import refuse_what_is_not_there
 from monitoring.stage import Stage
 from monitoring.status import build_status
 from monitoring.summary import summarise
@@ -49,7 +50,7 @@ COMPONENT_ORDER = (
 STOP_DEADLINE_S = 30.0
 _REFRESH_S = 1.0
 _COUNT_EVERY_S = 10.0
-_GUARD_EVERY_S = 5.0
+_GUARD_EVERY_S = 2.0
 
 
 class ProductionOrchestrator:
@@ -398,16 +399,19 @@ class ProductionOrchestrator:
             logger.warning("%s", error)
 
     def _guard_the_lock(self) -> None:
-        """See that this is still the one orchestrator of its database; if another took over, decide no more."""
+        """See that this is still the one orchestrator of its database; if another took over, work no more on it."""
         library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
-        if library is None or time.monotonic() - self._guarded_at < _GUARD_EVERY_S:
+        if library is None or self.failed.is_set() or time.monotonic() - self._guarded_at < _GUARD_EVERY_S:
             return
         try:
             self._lock_held = library.database.holds_the_lock()
         except ComponentStartError as error:
             self._lock_held = False
-            if self._streaming is not None:
-                self._streaming.heartbeat.stop.set()
+            for thread in (self._streaming, *(stage.thread for stage in (self._learning, self._judging) if stage)):
+                if thread is not None:
+                    thread.heartbeat.stop.set()
+            if (learning := self.components.get("learning_loop")) is not None:
+                learning.stop()
             self._set_state("experience_library", f"failed: {error}")
         self._guarded_at = time.monotonic()
 
@@ -479,39 +483,6 @@ class ProductionOrchestrator:
                 self._states[name] = "stopped"
         if self._endpoint is not None:
             self._endpoint.stop()
-
-
-def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
-    """Say plainly which documented choices this version does not offer yet, rather than pretend.
-
-    Raises
-    ------
-    ConfigError
-        For the first such choice.
-    """
-    if config.agents not in ("auto", "rules"):
-        known = "auto serves a local model once one is promoted, rules never does"
-        raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
-    check_feed(config)
-    unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
-    if unused:
-        logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))
-    if config.exit_when_done and not config.enable_streaming:
-        raise ConfigError(
-            "exit_when_done: nothing is ever done without streaming; add --enable_streaming or leave it out"
-        )
-    hosted = [name for name in config.judges.replace(",", " ").split() if name not in ("auto", "local")]
-    if hosted:
-        raise ConfigError(f"judges: {hosted[0]!r} is not part of this version; use local or auto")
-    if config.decision.cadence != "daily_close":
-        raise ConfigError(
-            f"decision.cadence: {config.decision.cadence!r} needs a live feed; a replay of daily bars decides at daily_close"
-        )
-    _ = config.decision.horizon_sessions  # raises for a horizon in minutes
-    if config.history_dir is not None:
-        raise ConfigError("history_dir: a replay warms up from its own folder; leave it out")
-    if config.record is not None:
-        raise ConfigError("record: there is nothing to record in a replay; leave it out")
 
 
 def start_production_orchestrator(config: OrchestratorConfig | None = None) -> ProductionOrchestrator:

@@ -131,6 +131,5 @@ class Stage(Generic[Item]):
 
     def _patiently(self, work: Callable[[], None], heartbeat: Heartbeat) -> None:
         """Do the work; while the database is away, wait; told to stop, leave it to the next start."""
-        stop = heartbeat.stop
         with contextlib.suppress(LibraryUnavailable):  # comes through only once it was told to stop
-            patiently(self.thread.name, work, pause=stop.wait, stopping=stop.is_set, revive=self._revive)
+            patiently(self.thread.name, work, heartbeat.stop, self._revive)

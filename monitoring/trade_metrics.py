@@ -14,10 +14,9 @@ class TradeMetrics:
         self._seen = 0
 
     def update(self, ledger: Ledger) -> None:
-        """Report the trades since the last call; a recovered ledger starts the count at its own."""
+        """Report the trades since the last call; a recovered ledger may lack the newest, which then come again."""
         trades = ledger.portfolio.trades
-        if self._seen > len(trades):
-            self._seen = 0
+        self._seen = min(self._seen, len(trades))
         for trade in trades[self._seen :]:
             self._telemetry.count("trades_executed_total", symbol=trade.symbol, action=trade.action)
             if trade.net_return is not None:

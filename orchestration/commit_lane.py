@@ -1,13 +1,13 @@
 """The commits of the trading cycle, one behind the other, beside the decisions on the next instant.
 
 While the database works on one instant, the next may be decided: at most one commit is open. A commit that fails for
-good fails whoever hands over the next one or flushes, so that nothing is ever decided on two instants that are not durable.
+good fails the lane: whoever hands over the next batch or flushes is told, and nothing is ever stored on top of a gap.
 """
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.cycle import CycleBatch
@@ -16,7 +16,7 @@ from utils.patience import patiently
 
 
 class CommitLane:
-    """Commits batches in the order in which they come.
+    """Commits batches in the order in which they come; used by one thread.
 
     Parameters
     ----------
@@ -31,9 +31,8 @@ class CommitLane:
 
     def __init__(self, library: ExperienceLibraryPostgres) -> None:
         self._library = library
+        self._open: _Commit | None = None
         self.stop = threading.Event()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commits")
-        self._open: Future[None] | None = None
 
     def submit(self, batch: CycleBatch) -> None:
         """Hand a batch over once the one before is durable.
@@ -41,26 +40,48 @@ class CommitLane:
         Raises
         ------
         LibraryUnavailable
-            If the commit before was given up; nothing of it, nor of this one, is stored.
+            If the commit before was given up: it may be stored if its answer was lost, this one is not. Whatever else
+            that commit failed with is raised as it is.
         """
         self.flush()
-        self._open = self._worker.submit(self._commit, batch)
+        self._open = _Commit(lambda: self._commit(batch))
+        self._open.start()
 
     def flush(self) -> None:
-        """Wait until everything handed over is durable; raises what `submit` raises."""
-        commit, self._open = self._open, None
-        if commit is not None:
-            commit.result()
+        """Wait until everything handed over is durable; raises what `submit` raises, now and ever after."""
+        if (error := self._outcome()) is not None:
+            raise error
 
-    def close(self) -> None:
-        """Let an open commit end, and the thread with it; idempotent."""
-        self._worker.shutdown()
+    def close(self) -> bool:
+        """Wait for the open commit; return whether everything handed over is durable."""
+        return self._outcome() is None
+
+    def _outcome(self) -> BaseException | None:
+        """Wait for the open commit; return what it failed with."""
+        if self._open is None:
+            return None
+        self._open.join()
+        return self._open.error
 
     def _commit(self, batch: CycleBatch) -> None:
         patiently(
             f"the commit of {isoformat(batch.as_of)}",
             lambda: self._library.commit_cycle(batch),
-            pause=self.stop.wait,
-            stopping=self.stop.is_set,
-            revive=self._library.revive,
+            self.stop,
+            self._library.revive,
         )
+
+
+class _Commit(threading.Thread):
+    """One commit and how it ended. A daemon: a database that never answers must not keep the process from its end."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name="commit", daemon=True)
+        self.error: BaseException | None = None
+        self._work = work
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # kept whole for whoever hands over the next one
+            self.error = error

@@ -72,7 +72,11 @@ def ensure_utc(instant: datetime) -> datetime:
     return instant.astimezone(UTC)
 
 
-@lru_cache(maxsize=4096)
 def isoformat(instant: datetime) -> str:
     """Return an instant in the one textual form the project uses: ``2014-01-02T21:00:00Z``, fractions where there are."""
-    return ensure_utc(instant).isoformat().replace("+00:00", "Z")
+    return _utc_text(ensure_utc(instant))
+
+
+@lru_cache(maxsize=4096)
+def _utc_text(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")

@@ -12,28 +12,38 @@ from typing import Any, Protocol
 
 import orjson
 
-# what is no JSON value of its own is refused, not guessed at
 _PIECE = 2047
 _SMALL = 64 * 1024
 """Bytes above which a hash takes long enough that other threads should run meanwhile."""
 
+# what is no JSON value of its own is refused, not guessed at
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def canonical_json(value: Any) -> str:
-    """Serialise to JSON with sorted keys and no spaces.
+    """Serialise to JSON with sorted keys and no spaces; what is derived from float or tuple counts as such.
 
     Raises
     ------
     ValueError
         If a number is NaN or infinite: neither has a JSON form, and PostgreSQL's jsonb refuses them.
     TypeError
-        If something in it is no JSON value, or a text is not valid Unicode.
+        If something in it is no JSON value, a key is no string, an integer exceeds 64 bits, or a text is not valid
+        Unicode.
     """
-    data = orjson.dumps(value, option=_OPTIONS)
+    data = orjson.dumps(value, default=_plain, option=_OPTIONS)
     if b"null" in data and _holds_non_finite(value):  # the serialiser writes NaN as null
         raise ValueError("numbers must be finite")
     return data.decode()
+
+
+def _plain(value: Any) -> Any:
+    """Return the JSON value that something derived from one stands for, a NumPy float or a named tuple."""
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, tuple):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 def _holds_non_finite(value: Any) -> bool:
@@ -58,7 +68,7 @@ class Hasher(Protocol):
         ...
 
 
-def feed(hasher: Hasher, data: memoryview) -> None:
+def hash_in_pieces(hasher: Hasher, data: memoryview) -> None:
     """Hand bytes to a hash in pieces for which `hashlib` keeps the interpreter's lock.
 
     Beyond 2,047 bytes it lets the lock go, and among busy threads has it back only after their switch interval of 5 ms,
@@ -74,7 +84,7 @@ def sha256_hex(data: bytes | str) -> str:
     if len(data) > _SMALL:
         return hashlib.sha256(data).hexdigest()
     hasher = hashlib.sha256()
-    feed(hasher, memoryview(data))
+    hash_in_pieces(hasher, memoryview(data))
     return hasher.hexdigest()
 
 

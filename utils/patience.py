@@ -5,23 +5,17 @@ Stages and the commits of the trading cycle share it. Nothing else is waited out
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from utils.errors import LibraryUnavailable
 from utils.logs import logger
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 5.0
 
 
-def patiently(
-    name: str,
-    work: Callable[[], None],
-    *,
-    pause: Callable[[float], object],
-    stopping: Callable[[], bool],
-    revive: Callable[[], None],
-) -> None:
+def patiently(name: str, work: Callable[[], None], stop: threading.Event, revive: Callable[[], None]) -> None:
     """Do the work; while the library is away, wait with doubling pauses and do it again.
 
     Parameters
@@ -30,10 +24,8 @@ def patiently(
         Who waits, for the log.
     work : callable
         May raise LibraryUnavailable, and must then have changed nothing or be safe to repeat.
-    pause : callable
-        Waits the seconds it is given, less if told to stop.
-    stopping : callable
-        Whether to give up.
+    stop : threading.Event
+        Once set, the next failure is the last.
     revive : callable
         Brings back what is ours of the library, after each pause.
 
@@ -47,11 +39,11 @@ def patiently(
         try:
             work()
         except LibraryUnavailable as error:
-            if stopping():
+            if stop.is_set():
                 raise
             logger.warning("%s waits %.1f s: %s", name, delay, error)
         else:
             return
-        pause(delay)
+        stop.wait(delay)
         delay = min(2 * delay, LONGEST_PAUSE_S)
         revive()

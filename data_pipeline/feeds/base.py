@@ -51,7 +51,8 @@ class MarketFeed(Protocol):
     def instants(self, after: datetime | None = None) -> Iterator[Instant]:
         """Yield the instants in order of time; blocks until the next one, ends when the feed has ended.
 
-        A replay begins at its start all the same, but does not wait before instants up to `after`: they were lived once.
+        A replay begins at its start all the same, but does not wait before instants up to `after`: they were lived once. A
+        live feed has none of them.
         """
         ...
 

@@ -6,6 +6,7 @@ Used by every module that holds SQL. Knows nothing of what is stored.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +19,10 @@ from data_pipeline.library.migrations import migrate
 from utils.errors import ComponentStartError, LibraryUnavailable
 
 _ORCHESTRATOR_LOCK = 0x570C4
-_LOCK_PATIENCE_S = 5.0
+_START_PATIENCE_S = 5.0
 """A killed orchestrator's session can outlive it by a moment."""
+
+_RETAKE_PATIENCE_S = 1.0
 
 _OWN_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END_SESSION = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
@@ -46,6 +49,7 @@ class Database:
 
     def __init__(self, dsn: str, pool_size: int = 8) -> None:
         self._dsn = dsn
+        self._lock_guard = threading.Lock()
         self._lock_connection: Connection | None = None
         self._lock_session: tuple[Any, ...] | None = None  # pid and start of the session, once this is the orchestrator
         self.place = _place(dsn)
@@ -112,7 +116,8 @@ class Database:
             If another orchestrator holds it.
         """
         try:
-            self._lock_connection = self._locked()
+            with self._lock_guard:
+                self._lock_connection = self._locked(_START_PATIENCE_S)
         except psycopg.OperationalError as error:
             reason = " ".join(str(error).split())[:200]
             raise ComponentStartError(f"cannot connect to the database at {self.place}: {reason}") from None
@@ -123,45 +128,54 @@ class Database:
         Raises
         ------
         ComponentStartError
-            If another orchestrator has taken it meanwhile: two would trade one portfolio.
+            Once, if another orchestrator has taken it meanwhile: two would trade one portfolio. This one is none any more.
         """
-        if self._lock_session is None:
-            return False
-        if self._lock_connection is not None:
-            with contextlib.suppress(psycopg.Error):
-                self._lock_connection.execute("SELECT 1")
-                return True
-            self._lock_connection = None
-        try:
-            self._lock_connection = self._locked()
-        except psycopg.Error:
-            return False
-        return True
+        with self._lock_guard:
+            if self._lock_session is None:
+                return False
+            if self._lock_connection is not None:
+                with contextlib.suppress(psycopg.Error):
+                    self._lock_connection.execute("SELECT 1")
+                    return True
+                self._lock_connection.close()
+                self._lock_connection = None
+            try:
+                self._lock_connection = self._locked(_RETAKE_PATIENCE_S)
+            except psycopg.Error:
+                return False
+            except ComponentStartError:
+                self._lock_session = None
+                raise
+            return True
 
-    def _locked(self) -> Connection:
+    def _locked(self, patience_s: float) -> Connection:
         """Return a session of its own that holds the lock; an earlier one that the network cut off from us is ended."""
         connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ORCHESTRATOR_LOCK,)).fetchone()
-            if row and row[0]:
-                self._lock_session = connection.execute(_OWN_SESSION).fetchone()
-                return connection
-            if self._lock_session is not None:
-                connection.execute(_END_SESSION, self._lock_session)
-            if time.monotonic() > deadline:
-                connection.close()
-                raise ComponentStartError(
-                    f"another orchestrator works on the database at {self.place}; stop it, or give this one its own --data_dir or database"
-                )
-            time.sleep(0.2)
+        try:
+            deadline = time.monotonic() + patience_s
+            while True:
+                row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ORCHESTRATOR_LOCK,)).fetchone()
+                if row and row[0]:
+                    self._lock_session = connection.execute(_OWN_SESSION).fetchone()
+                    return connection
+                if self._lock_session is not None:
+                    connection.execute(_END_SESSION, self._lock_session)
+                if time.monotonic() > deadline:
+                    raise ComponentStartError(
+                        f"another orchestrator works on the database at {self.place}; stop it, or give this one its own --data_dir or database"
+                    )
+                time.sleep(0.1)
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Close every connection; idempotent."""
-        self._lock_session = None
-        if self._lock_connection is not None:
-            self._lock_connection.close()
-            self._lock_connection = None
+        with self._lock_guard:
+            self._lock_session = None
+            if self._lock_connection is not None:
+                self._lock_connection.close()
+                self._lock_connection = None
         self._pool.close()
 
 

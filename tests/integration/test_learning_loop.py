@@ -229,7 +229,7 @@ def test_a_daemon_whose_champion_is_damaged_starts_with_rules_and_says_so(data_d
         adapter.mkdir()
         training = uuid.uuid4()
         model = ModelVersion(
-            "technical@0", "technical", training, adapter, "0" * 64, "builtin:tiny", adapter, None, "champion"
+            "technical@0", "technical", training, adapter, "0" * 64, "builtin:tiny", "0" * 64, adapter, None, "champion"
         )
         with library.connection() as connection, connection.cursor() as cursor:
             training_runs.register_dataset(cursor, "0" * 64, "sft", "technical", adapter, 1, (None, None), {})

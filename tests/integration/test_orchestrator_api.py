@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 import urllib.error
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from daemon_runner import new_home, query
 
@@ -119,15 +119,17 @@ def test_when_another_orchestrator_took_the_database_over_this_one_decides_no_mo
     orchestrator = start_production_orchestrator(config(home, replay_speed=86_400))
     try:
         library = orchestrator.get_component("experience_library")
-        url = library.database._dsn
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-        other = Database(url)
+        other = Database(library.database._dsn)
         with contextlib.closing(other):
+            orchestrator._guarded_at = math.inf  # the guard does not look until the other has taken over
+            with other.connection() as connection:
+                connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
             other.become_the_orchestrator()
+            orchestrator._guarded_at = 0.0
             wait_for(orchestrator.failed.is_set, "failure", 30)
             assert "another orchestrator" in orchestrator.status
-            wait_for(lambda: not orchestrator._streaming.alive, "end of the decisions", 10)
+            for thread in (orchestrator._streaming, orchestrator._judging.thread, orchestrator._learning.thread):
+                wait_for(lambda thread=thread: not thread.alive, f"end of {thread.name}", 10)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"http://127.0.0.1:{orchestrator.metrics_port}/health", timeout=5)
             assert refused.value.code == 503

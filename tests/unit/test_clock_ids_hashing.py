@@ -6,8 +6,11 @@ import json
 import math
 import threading
 import uuid
+from collections import namedtuple
 from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +188,27 @@ def test_a_number_that_is_not_finite_is_refused_wherever_it_hides(value: float) 
 
 def test_null_is_no_number_that_is_not_finite() -> None:
     assert canonical_json({"b": None, "a": [1.0, None]}) == '{"a":[1.0,null],"b":null}'
+
+
+def test_the_bytes_of_numbers_are_these_and_no_others() -> None:
+    numbers = [1e16, 1e-5, 1e-7, 5e-324, -0.0, 100.0, 0.1, 123456789.123, 2**63 - 1]
+    assert canonical_json(numbers) == "[1e+16,0.00001,1e-7,5e-324,-0.0,100.0,0.1,123456789.123,9223372036854775807]"
+
+
+def test_numpy_floats_and_named_tuples_count_as_what_they_are_derived_from() -> None:
+    point = namedtuple("point", "x y")
+    assert canonical_json({"v": np.float64(0.5), "p": point(1, 2)}) == '{"p":[1,2],"v":0.5}'
+    with pytest.raises(ValueError, match="finite"):
+        canonical_json({"v": np.float64("nan")})
+
+
+@pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, {"a": 2**70}, {"a": datetime.now(UTC)}, {"a": {1, 2}}])
+def test_what_is_no_json_is_refused(value: object) -> None:
+    with pytest.raises(TypeError):
+        canonical_json(value)
+
+
+def test_the_hour_that_an_autumn_night_has_twice_is_told_apart() -> None:
+    first = datetime(2012, 11, 4, 1, 30, tzinfo=ZoneInfo("America/New_York"))
+    assert isoformat(first) == "2012-11-04T05:30:00Z"
+    assert isoformat(first.replace(fold=1)) == "2012-11-04T06:30:00Z"

@@ -1,0 +1,44 @@
+"""What this version offers of what is documented: the rest is refused at the start, in a sentence, rather than pretended.
+
+Asked once by the orchestrator and by ``--check_config``; every choice that becomes possible leaves this file.
+"""
+
+from __future__ import annotations
+
+from data_pipeline.feeds.factory import check_feed
+from utils.errors import ConfigError
+from utils.logs import logger
+from utils.settings import OrchestratorConfig
+
+
+def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
+    """Say plainly which documented choices this version does not offer yet, rather than pretend.
+
+    Raises
+    ------
+    ConfigError
+        For the first such choice.
+    """
+    if config.agents not in ("auto", "rules"):
+        known = "auto serves a local model once one is promoted, rules never does"
+        raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
+    check_feed(config)
+    unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
+    if unused:
+        logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))
+    if config.exit_when_done and not config.enable_streaming:
+        raise ConfigError(
+            "exit_when_done: nothing is ever done without streaming; add --enable_streaming or leave it out"
+        )
+    hosted = [name for name in config.judges.replace(",", " ").split() if name not in ("auto", "local")]
+    if hosted:
+        raise ConfigError(f"judges: {hosted[0]!r} is not part of this version; use local or auto")
+    if config.decision.cadence != "daily_close":
+        raise ConfigError(
+            f"decision.cadence: {config.decision.cadence!r} needs a live feed; a replay of daily bars decides at daily_close"
+        )
+    _ = config.decision.horizon_sessions  # raises for a horizon in minutes
+    if config.history_dir is not None:
+        raise ConfigError("history_dir: a replay warms up from its own folder; leave it out")
+    if config.record is not None:
+        raise ConfigError("record: there is nothing to record in a replay; leave it out")
