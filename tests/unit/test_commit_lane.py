@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +62,7 @@ def test_batches_become_durable_in_the_order_they_were_handed_over(lane) -> None
 
 
 def test_handing_over_does_not_wait_for_the_batch_itself_but_for_the_one_before(lane) -> None:
-    release, working = threading.Event(), threading.Event()
+    release, working, began = threading.Event(), threading.Event(), threading.Event()
 
     def slow(_: CycleBatch) -> None:
         working.set()
@@ -69,8 +73,9 @@ def test_handing_over_does_not_wait_for_the_batch_itself_but_for_the_one_before(
     commits.submit(batch(0))
     assert working.wait(5)
     assert library.durable == [], "the first is open, and its giver went on"
-    second = threading.Thread(target=commits.submit, args=(batch(1),))
+    second = threading.Thread(target=lambda: (began.set(), commits.submit(batch(1))))
     second.start()
+    assert began.wait(5)
     second.join(0.05)
     assert second.is_alive(), "the second waits until the first is durable"
     release.set()
@@ -114,9 +119,29 @@ def test_a_commit_that_fails_for_good_fails_the_next_one_and_nothing_follows_it(
     library = Library(commit)
     commits = lane(library)
     commits.submit(batch(0))
-    with pytest.raises(LibraryConflict, match="the log is broken"):
-        commits.submit(batch(1))
+    for day in (1, 2):
+        with pytest.raises(LibraryConflict, match="the log is broken"):
+            commits.submit(batch(day))
+    assert not commits.close()
     assert library.durable == []
+
+
+def test_a_database_that_never_answers_does_not_keep_the_process_from_its_end() -> None:
+    program = (
+        "import threading\n"
+        "from types import SimpleNamespace\n"
+        "from orchestration.commit_lane import CommitLane\n"
+        "from test_commit_lane import batch\n"
+        "working = threading.Event()\n"
+        "def commit(_):\n"
+        "    working.set()\n"
+        "    threading.Event().wait()\n"
+        "CommitLane(SimpleNamespace(commit_cycle=commit, revive=None)).submit(batch(0))\n"
+        "assert working.wait(10)\n"
+    )
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(folder.parents[1])))}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
 
 
 def test_flushing_twice_and_closing_twice_is_harmless(lane) -> None:
