@@ -56,7 +56,7 @@ def portfolio_status(portfolio: Portfolio) -> dict[str, Any]:
         "drawdown": 1 - portfolio.equity / peak if peak > 0 else 0.0,
         "sharpe": _sharpe(curve),
         "halted": portfolio.halted,
-        "positions": {p.symbol: p.quantity for p in list(portfolio.positions.values()) if p.quantity},
+        "positions": {symbol: p.quantity for symbol, p in sorted(portfolio.positions.copy().items()) if p.quantity},
         "fills": len(portfolio.trades),
         "costs_usd": portfolio.costs_usd,
     }
