@@ -15,7 +15,6 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.features import news_activity, regime_inputs
 from data_pipeline.symbol_series import EMPTY_WINDOW, SymbolSeries
 from utils.clock import ensure_utc, isoformat
-from utils.hashing import hash_in_pieces
 from utils.schema import Bar, BarWindow, CorporateAction, Filing, MarketSnapshot, MarketUpdate, NewsItem, RegimeInputs
 
 NEWS_LOOKBACK = timedelta(days=7)
@@ -178,11 +177,11 @@ def _content_hash(
         (symbol, isoformat(at), session.isoformat(), str(stale), str(len(window)), *inputs.flags, "",
          *[item.item_id for item in news], "", *[filing.filing_id for filing in filings])
     )  # fmt: skip
-    digest = hashlib.sha256()
-    hash_in_pieces(digest, memoryview(head.encode()))
+    digest = hashlib.sha256(head.encode())
     digest.update(
         struct.pack("<4d", inputs.volatility, inputs.trend_strength, inputs.news_impact, inputs.daily_volatility)
     )
-    for values in (window.sessions.view("int64"), window.open, window.high, window.low, window.close, window.volume):
-        hash_in_pieces(digest, values.data.cast("B"))
+    digest.update(window.sessions.view("int64").data)
+    for values in (window.open, window.high, window.low, window.close, window.volume):
+        digest.update(values.data)
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """The decision thread: takes instants from the feed and runs the trading cycle, judging and learning beside it.
 
 In a replay it is the keeper of the virtual clock: the next instant begins only when whatever it depends on is done, the
-learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes through the same recovery.
+learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes
+through the same recovery.
 """
 
 from __future__ import annotations

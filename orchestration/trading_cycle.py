@@ -100,7 +100,7 @@ class TradingCycle:
         Raises
         ------
         LibraryUnavailable
-            If the commit of the instant before was given up; nothing of either is stored.
+            If the commit of the instant before was given up; see `CommitLane.submit`.
         """
         for update in instant.updates:
             self._store.add(update)

@@ -8,13 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
-
-_PIECE = 2047
-_SMALL = 64 * 1024
-"""Bytes above which a hash takes long enough that other threads should run meanwhile."""
 
 # what is no JSON value of its own is refused, not guessed at
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -60,32 +56,9 @@ def _holds_non_finite(value: Any) -> bool:
     return False
 
 
-class Hasher(Protocol):
-    """What `hashlib` makes."""
-
-    def update(self, data: memoryview, /) -> None:
-        """Take in more bytes."""
-        ...
-
-
-def hash_in_pieces(hasher: Hasher, data: memoryview) -> None:
-    """Hand bytes to a hash in pieces for which `hashlib` keeps the interpreter's lock.
-
-    Beyond 2,047 bytes it lets the lock go, and among busy threads has it back only after their switch interval of 5 ms,
-    a hundred times what hashing a snapshot takes.
-    """
-    for start in range(0, len(data), _PIECE):
-        hasher.update(data[start : start + _PIECE])
-
-
 def sha256_hex(data: bytes | str) -> str:
     """Return the SHA-256 of bytes or of a string's UTF-8 form as 64 hexadecimal digits."""
-    data = data.encode() if isinstance(data, str) else data
-    if len(data) > _SMALL:
-        return hashlib.sha256(data).hexdigest()
-    hasher = hashlib.sha256()
-    hash_in_pieces(hasher, memoryview(data))
-    return hasher.hexdigest()
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def content_hash(value: Any) -> str:
