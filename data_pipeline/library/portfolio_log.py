@@ -6,7 +6,7 @@ The portfolio is the fold of this log; orders, fills and positions are projectio
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -72,36 +72,46 @@ def append(
                     event.hash,
                 )
             )
-    for event in events:
-        p = event.payload
-        if event.kind == "order":
-            cursor.execute(
-                "INSERT INTO orders (order_id, run_id, symbol, side, quantity, status) VALUES (%s, %s, %s, %s, %s, 'open')",
-                (p["order_id"], run_id, p["symbol"], p["side"], p["quantity"]),
+    for statement, rows in _projections(run_id, events, positions):
+        if rows:
+            cursor.executemany(statement, rows)
+
+
+def _projections(
+    run_id: str, events: Sequence[PortfolioEvent], positions: Iterable[PositionRow]
+) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Yield statements with their rows, in an order that every projection may rely on: one round trip each."""
+    orders = [event.payload for event in events if event.kind == "order"]
+    fills = [(event.payload, event.as_of) for event in events if event.kind == "fill"]
+    yield (
+        "INSERT INTO orders (order_id, run_id, symbol, side, quantity, status) VALUES (%s, %s, %s, %s, %s, 'open')",
+        [(p["order_id"], run_id, p["symbol"], p["side"], p["quantity"]) for p in orders],
+    )
+    yield (
+        "INSERT INTO fills (fill_id, run_id, order_id, symbol, side, quantity, price, commission, spread, slippage, reason, "
+        "filled_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (
+                p["fill_id"], run_id, p["order_id"], p["symbol"], p["side"], p["quantity"], p["price"], p["commission"],
+                p["spread"], p["slippage"], p["reason"], filled_at,
             )
-        elif event.kind == "fill":
-            cursor.execute(
-                "INSERT INTO fills (fill_id, run_id, order_id, symbol, side, quantity, price, commission, spread, slippage, reason, "
-                "filled_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (
-                    p["fill_id"], run_id, p["order_id"], p["symbol"], p["side"], p["quantity"], p["price"], p["commission"],
-                    p["spread"], p["slippage"], p["reason"], event.as_of,
-                ),
-            )  # fmt: skip
-            if p["reason"] == "open":
-                cursor.execute("UPDATE orders SET status = 'filled' WHERE order_id = %s", (p["order_id"],))
-        elif event.kind == "cancel":
-            cursor.execute(
-                "UPDATE orders SET status = CASE status WHEN 'filled' THEN 'partly_filled' ELSE 'cancelled' END WHERE order_id = %s",
-                (p["order_id"],),
-            )
-    for row in positions:
-        cursor.execute(
-            "INSERT INTO positions (run_id, symbol, quantity, avg_price, realised_pnl) VALUES (%s, %s, %s, %s, %s) "
-            "ON CONFLICT (run_id, symbol) DO UPDATE SET quantity = excluded.quantity, avg_price = excluded.avg_price, "
-            "realised_pnl = excluded.realised_pnl",
-            (run_id, row.symbol, row.quantity, row.avg_price, row.realised_pnl),
-        )
+            for p, filled_at in fills
+        ],
+    )  # fmt: skip
+    yield (
+        "UPDATE orders SET status = 'filled' WHERE order_id = %s",
+        [(p["order_id"],) for p, _ in fills if p["reason"] == "open"],
+    )
+    yield (
+        "UPDATE orders SET status = CASE status WHEN 'filled' THEN 'partly_filled' ELSE 'cancelled' END WHERE order_id = %s",
+        [(event.payload["order_id"],) for event in events if event.kind == "cancel"],
+    )
+    yield (
+        "INSERT INTO positions (run_id, symbol, quantity, avg_price, realised_pnl) VALUES (%s, %s, %s, %s, %s) "
+        "ON CONFLICT (run_id, symbol) DO UPDATE SET quantity = excluded.quantity, avg_price = excluded.avg_price, "
+        "realised_pnl = excluded.realised_pnl",
+        [(run_id, row.symbol, row.quantity, row.avg_price, row.realised_pnl) for row in positions],
+    )
 
 
 def load(cursor: psycopg.Cursor[Any], run_id: str) -> list[PortfolioEvent]:
