@@ -142,7 +142,7 @@ def test_the_overlap_is_there_to_be_tested(home: Path, monkeypatch: pytest.Monke
 
     def commit(self: ExperienceLibraryPostgres, batch: CycleBatch) -> None:
         committing.set()
-        time.sleep(0.02)
+        time.sleep(0.1)
         original(self, batch)
         committing.clear()
 
