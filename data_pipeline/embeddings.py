@@ -86,7 +86,7 @@ def _add_state(vector: Vector, prefix: str, state: Mapping[str, Any]) -> None:
                 squashed = value if abs(value) <= 1 else math.copysign(1 + math.log(abs(value)), 1 if value > 0 else -1)
                 index, sign = _place(name)
                 vector[index] += sign * squashed * _NUMBER_WEIGHT
-        elif isinstance(value, (dict, Mapping)):  # the first is answered at once
+        elif isinstance(value, Mapping):
             _add_state(vector, f"{name}.", value)
         elif isinstance(value, (list, tuple)):
             for item in value:

@@ -32,8 +32,8 @@ SAMPLE = "sample"
 
 _EARLIEST = "1900-01-01"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_ORDER: dict[type, int] = {Bar: 0, Filing: 1, NewsItem: 2}
 _KINDS: dict[type, Literal["bar", "filing", "news"]] = {Bar: "bar", Filing: "filing", NewsItem: "news"}
+_ORDER = {kind: place for place, kind in enumerate(_KINDS)}
 
 Record = Bar | Filing | NewsItem
 Dated = TypeVar("Dated", NewsItem, Filing)
