@@ -15,7 +15,7 @@ from typing import Any
 
 from agents.base_agent import Agent, narrowed
 from agents.factory import build_agents
-from agents.policies.base import Policy, PolicyRequest, PortfolioState
+from agents.policies.base import Policy, PolicyRequest
 from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
@@ -27,7 +27,15 @@ from utils.clock import ensure_utc, isoformat
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
 from utils.market_regime_detector import MarketRegimeDetector, RegimeDetection
-from utils.schema import JUNIOR_AGENTS, AgentOutput, Decision, MarketSnapshot, StrategistOutput, direction
+from utils.schema import (
+    JUNIOR_AGENTS,
+    AgentOutput,
+    Decision,
+    MarketSnapshot,
+    PortfolioState,
+    StrategistOutput,
+    direction,
+)
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 

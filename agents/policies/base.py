@@ -10,24 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from utils.market_regime_detector import RegimeDetection
-from utils.schema import AgentOutput, AgentType, MarketSnapshot
-
-
-@dataclass(frozen=True, slots=True)
-class PortfolioState:
-    """What the strategist may know of the portfolio.
-
-    Attributes
-    ----------
-    equity, cash : float
-        USD.
-    weights : mapping of str to float
-        Held share of equity by symbol, 0..1.
-    """
-
-    equity: float
-    cash: float
-    weights: Mapping[str, float] = field(default_factory=dict)
+from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
 
 
 @dataclass(frozen=True, slots=True)

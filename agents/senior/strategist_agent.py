@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 from agents.base_agent import Agent
-from agents.policies.base import Policy, PolicyRequest, PortfolioState
+from agents.policies.base import Policy, PolicyRequest
 from utils.errors import ConfigError
-from utils.schema import AgentOutput, AgentType, MarketSnapshot
+from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
 
 
 @runtime_checkable

@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 
-from agents.policies.base import PolicyRequest, PortfolioState
+from agents.policies.base import PolicyRequest
 from data_pipeline.features import regime_inputs
 from utils.market_regime_detector import MarketRegimeDetector
-from utils.schema import AgentOutput, BarWindow, Filing, MarketSnapshot, NewsItem, RegimeInputs
+from utils.schema import AgentOutput, BarWindow, Filing, MarketSnapshot, NewsItem, PortfolioState, RegimeInputs
 from utils.schema.market import FloatArray
 
 AS_OF = datetime(2014, 6, 2, 20, 0, tzinfo=UTC)

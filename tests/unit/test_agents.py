@@ -16,7 +16,7 @@ from agents.base_agent import Agent, SnapshotProvider, abstain, narrowed
 from agents.junior.fundamental_agent import FundamentalAgent
 from agents.junior.news_agent import NewsAgent
 from agents.junior.technical_agent import TechnicalAgent
-from agents.policies.base import Policy, PolicyRequest, PortfolioState
+from agents.policies.base import Policy, PolicyRequest
 from agents.policies.rules.fundamental import RulesFundamental
 from agents.policies.rules.news import RulesNews
 from agents.policies.rules.strategist import RulesStrategist
@@ -25,7 +25,7 @@ from agents.senior.strategist_agent import StrategistAgent
 from agents.supervisor.router import FixedRouter
 from utils.errors import ConfigError, DataUnavailable, LookAheadError, ProviderError
 from utils.market_regime_detector import MarketRegimeDetector
-from utils.schema import AGENT_TYPES, AgentOutput, AgentType, MarketSnapshot, RegimeInputs, direction
+from utils.schema import AGENT_TYPES, AgentOutput, AgentType, MarketSnapshot, PortfolioState, RegimeInputs, direction
 
 
 class Broken:

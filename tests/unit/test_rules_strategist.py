@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from market_factory import AS_OF, make_bars, make_request, make_snapshot
 
 from agents.base_agent import abstain
-from agents.policies.base import PortfolioState
 from agents.policies.rules.levels import LevelSettings, price_levels
 from agents.policies.rules.strategist import NO_CONVICTION, RulesStrategist
 from agents.policies.rules.technical import RulesTechnical
@@ -19,6 +18,7 @@ from utils.schema import (
     AgentOutput,
     FundamentalOutput,
     NewsOutput,
+    PortfolioState,
     RegimeInputs,
     StrategistOutput,
     TechnicalOutput,

@@ -28,7 +28,7 @@ from utils.schema.market import (
     RegimeInputs,
 )
 from utils.schema.parsing import SchemaFinding, parse_output
-from utils.schema.trading import Decision, EventKind, Order, Outcome, Side
+from utils.schema.trading import Decision, EventKind, Order, Outcome, PortfolioState, Side
 
 __all__ = [
     "AGENT_TYPES",
@@ -53,6 +53,7 @@ __all__ = [
     "NewsOutput",
     "Order",
     "Outcome",
+    "PortfolioState",
     "Recommendation",
     "RegimeInputs",
     "SchemaFinding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal
@@ -86,3 +87,20 @@ class Outcome:
     max_rise: float
     costs: float
     volatility: float
+
+
+@dataclass(frozen=True, slots=True)
+class PortfolioState:
+    """What the strategist, and whoever checks its work, may know of the portfolio.
+
+    Attributes
+    ----------
+    equity, cash : float
+        USD.
+    weights : mapping of str to float
+        Held share of equity by symbol, 0..1.
+    """
+
+    equity: float
+    cash: float
+    weights: Mapping[str, float] = field(default_factory=dict)
