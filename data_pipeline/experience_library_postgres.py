@@ -7,6 +7,7 @@ before the time they ask for, and only those of their own run (and of runs they 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
@@ -23,6 +25,8 @@ from data_pipeline.library import cycle, outcomes, similarity, trajectories
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.search_plan import SearchPlanner
+from data_pipeline.library.similarity import Search, SearchFilter
 from data_pipeline.library.trajectories import Trajectory, check_embedding
 from utils.clock import ensure_utc
 from utils.ids import ADHOC_RUN, generate_trajectory_id
@@ -49,6 +53,11 @@ class ExperienceLibraryPostgres:
     embedder : Embedder, optional
         Feature hashing by default.
 
+    Attributes
+    ----------
+    exact_search : bool
+        Whether searches never use the approximate index; a replay sets it, so that it depends on no index.
+
     Raises
     ------
     ComponentStartError
@@ -74,6 +83,8 @@ class ExperienceLibraryPostgres:
         self.database = Database(dsn or "postgresql://{0}:{1}@{2}:{4}/{3}".format(*names, port), pool_size)
         self.run_id = run_id
         self.embedder: Embedder = embedder or FeatureHashingEmbedder()
+        self.exact_search = False
+        self._planner = SearchPlanner(self.embedder.model)
         self._sources = tuple(experience_sources)
         self._telemetry = telemetry
         self._server: EmbeddedPostgres | None = None
@@ -229,27 +240,60 @@ class ExperienceLibraryPostgres:
         limit: int = 10,
         *,
         as_of: datetime | None = None,
+        symbol: str | None = None,
+        market_regime: str | None = None,
+        recommendation: str | None = None,
+        success: bool | None = None,
+        min_reward: float | None = None,
+        exact: bool | None = None,
     ) -> list[tuple[Trajectory, float]]:
         """Return the nearest matured experiences with their cosine similarity, nearest first.
+
+        Parameters
+        ----------
+        query_embedding : sequence of float
+            384 values, as `embed` gives them.
+        agent_type, symbol, market_regime, recommendation, success : optional
+            Only experiences that equal it.
+        limit : int
+            Most experiences returned, at least 1.
+        as_of : datetime, optional
+            Aware; only what had matured before. None is now.
+        min_reward : float, optional
+            Least reward of an experience.
+        exact : bool, optional
+            Compare with every matching experience; by default as the library was told (`exact_search`).
 
         Raises
         ------
         ValueError
-            If the query has not exactly 384 finite values, or is zero and points nowhere; if `as_of` is naive.
+            If the query has not exactly 384 finite values, or is zero and points nowhere; if `as_of` is naive, `limit` below
+            1 or `min_reward` not a number.
         """
         check_embedding(query_embedding)
-        if not any(query_embedding):
+        embedding = np.asarray(query_embedding, dtype=np.float32)
+        if not embedding.any():
             raise ValueError("query_embedding has no direction: all its values are zero, nothing is similar to it")
-        with self.database.connection() as connection, connection.cursor() as cursor:
-            return similarity.find(
-                cursor,
-                query_embedding,
-                self.embedder.model,
-                self._visible_runs,
-                agent_type=agent_type,
-                limit=limit,
-                as_of=_instant(as_of),
-            )
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        if min_reward is not None and math.isnan(min_reward):
+            raise ValueError("min_reward must be a number, not NaN")
+        filter_by = SearchFilter(
+            tuple(self._visible_runs), _instant(as_of), agent_type, symbol, market_regime, recommendation, success, min_reward
+        )  # fmt: skip
+        with self.database.reading() as connection, connection.cursor() as cursor:
+            search = Search(cursor, embedding, self.embedder.model, filter_by, limit)
+            found = self._planner.search(search, cursor, filter_by, exact=self.exact_search if exact is None else exact)
+        self._telemetry.count("library_searches_total", method=found.method)
+        return found.experiences
+
+    def maintain(self) -> bool:
+        """Create the vector index once it pays (10,000 experiences); return whether that was now.
+
+        Takes half a minute to a minute for 100,000 experiences; writers and readers go on meanwhile.
+        """
+        with self.database.autocommit_connection() as connection:
+            return self._planner.maintain(connection)
 
     def get_statistics(self) -> dict[str, Any]:
         """Return counts and means: overall, by agent type, by market regime. Abstentions are no experiences."""

@@ -6,16 +6,20 @@ Used by every module that holds SQL. Knows nothing of what is stored.
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import psycopg
 from pgvector.psycopg import register_vector
+from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from data_pipeline.library.migrations import migrate
+from data_pipeline.library.search_plan import SESSION_SETTINGS
 from utils.errors import ComponentStartError, LibraryUnavailable
 
 _ORCHESTRATOR_LOCK = 0x570C4
@@ -62,7 +66,7 @@ class Database:
             max_lifetime=1800.0,
             reconnect_timeout=2.0,  # its back-off would outlast the outage by as long again
             configure=_configure,
-            check=ConnectionPool.check_connection,
+            check=_check,
             open=True,
             name="library",
         )
@@ -103,6 +107,40 @@ class Database:
             with self._pool.connection() as connection:
                 yield connection
         except (PoolTimeout, psycopg.OperationalError) as error:
+            raise LibraryUnavailable(
+                f"the database at {self.place} does not answer: {' '.join(str(error).split())[:160]}"
+            ) from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Lend a connection for single statements that write nothing: no transaction, and so no round trips for one.
+
+        Raises
+        ------
+        LibraryUnavailable
+            As `connection`.
+        """
+        with self.connection() as connection:
+            connection.autocommit = True
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    connection.autocommit = False
+
+    @contextlib.contextmanager
+    def autocommit_connection(self) -> Iterator[Connection]:
+        """Lend a connection of its own, outside any transaction, for work that must not be in one.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If the database cannot be reached, or goes away meanwhile.
+        """
+        try:
+            with psycopg.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
+                yield connection
+        except psycopg.OperationalError as error:
             raise LibraryUnavailable(
                 f"the database at {self.place} does not answer: {' '.join(str(error).split())[:160]}"
             ) from error
@@ -181,11 +219,26 @@ class Database:
 
 def _configure(connection: Connection) -> None:
     register_vector(connection)
+    set_json_loads(orjson.loads, connection)
     # generic plans of the filtered similarity search are an order of magnitude slower
     connection.execute("SET plan_cache_mode = force_custom_plan")
     connection.execute("SET statement_timeout = '120s'")
     connection.execute("SET timezone = 'UTC'")
+    for setting in SESSION_SETTINGS:
+        connection.execute(setting)
     connection.commit()
+
+
+def _check(connection: Connection) -> None:
+    """Raise an OperationalError for a connection that is broken.
+
+    A healthy idle connection has nothing to say. Only one that does is asked, so that the usual case costs no round trip:
+    a server that went away has left its farewell, or the end of the stream, to be read.
+    """
+    watch = select.poll()
+    watch.register(connection.fileno(), select.POLLIN)
+    if watch.poll(0):
+        ConnectionPool.check_connection(connection)
 
 
 def _place(dsn: str) -> str:

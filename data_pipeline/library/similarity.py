@@ -1,13 +1,19 @@
-"""Search for experiences by likeness: exact, filtered first, and never across embedding models or into the future."""
+"""Search for experiences by likeness: filtered, never across embedding models, never into the future.
+
+How a search is answered is decided in `search_plan`; what it may see is decided here, in one WHERE clause for every
+method. Called by the library's facade and by nobody else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from pgvector import HalfVector
 
 from data_pipeline.library import trajectories
@@ -18,6 +24,7 @@ _COLUMNS = (
     "reward", "matured_at", "embedding",
 )  # fmt: skip
 _TYPES = ("text", "text", "text", "text", "text", "text", "text", "bool", "float8", "timestamptz", "halfvec")
+_FILTERS = ", ".join(_COLUMNS[:-1])
 
 
 def embedding_row(t: Trajectory, model: str) -> tuple[Any, ...]:
@@ -46,37 +53,146 @@ def insert_row(cursor: psycopg.Cursor[Any], row: tuple[Any, ...]) -> None:
     )
 
 
-def find(
-    cursor: psycopg.Cursor[Any],
-    embedding: Sequence[float],
-    model: str,
-    run_ids: Sequence[str],
-    *,
-    agent_type: str | None,
-    limit: int,
-    as_of: datetime,
-) -> list[tuple[Trajectory, float]]:
-    """Return the nearest matured experiences and their cosine similarity, nearest first.
+@dataclass(frozen=True, slots=True)
+class SearchFilter:
+    """What an experience must be to be found; None does not restrict.
 
-    The filter is materialised before the distances are computed: an index scan that filters afterwards loses most
-    of its recall where the filter and the query's neighbourhood do not overlap.
+    Attributes
+    ----------
+    run_ids : tuple of str
+        Runs whose experiences are visible.
+    as_of : datetime
+        Only what had matured before.
+    agent_type, symbol, market_regime, recommendation, success
+        Equal to the experience's.
+    min_reward : float
+        The experience's reward is at least this.
     """
-    agent_filter = "" if agent_type is None else "AND agent_type = %(agent_type)s"
-    cursor.execute(
-        f"""
-        WITH candidates AS MATERIALIZED (
-            SELECT trajectory_id, embedding FROM trajectory_embeddings
-            WHERE embedding_model = %(model)s AND run_id = ANY(%(run_ids)s) AND matured_at < %(as_of)s {agent_filter}
+
+    run_ids: tuple[str, ...]
+    as_of: datetime
+    agent_type: str | None = None
+    symbol: str | None = None
+    market_regime: str | None = None
+    recommendation: str | None = None
+    success: bool | None = None
+    min_reward: float | None = None
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """Return the condition on a row of trajectory_embeddings, and its parameters; the model is the caller's."""
+        conditions = ["run_id = ANY(%(run_ids)s)", "matured_at < %(as_of)s"]
+        parameters: dict[str, Any] = {"run_ids": list(self.run_ids), "as_of": self.as_of}
+        for name in ("agent_type", "symbol", "market_regime", "recommendation", "success"):
+            value = getattr(self, name)
+            if value is not None:
+                conditions.append(f"{name} = %({name})s")
+                parameters[name] = value
+        if self.min_reward is not None:
+            conditions.append("reward >= %(min_reward)s")
+            parameters["min_reward"] = self.min_reward
+        return " AND ".join(conditions), parameters
+
+
+class Search:
+    """One search on one cursor: the methods that `search_plan` chooses from, each one round trip.
+
+    Parameters
+    ----------
+    cursor : psycopg.Cursor
+    embedding : array of float32, shape (384,)
+        The query.
+    model : str
+        Embedding model of query and experiences.
+    filter_by : SearchFilter
+    limit : int
+    """
+
+    def __init__(
+        self,
+        cursor: psycopg.Cursor[Any],
+        embedding: NDArray[np.float32],
+        model: str,
+        filter_by: SearchFilter,
+        limit: int,
+    ) -> None:
+        self._cursor = cursor
+        self.limit = limit
+        self._where, self._parameters = filter_by.where()
+        self._parameters |= {
+            "model": model,
+            "limit": limit,
+            "embedding": HalfVector(embedding),
+        }
+
+    def estimated_rows(self) -> tuple[int, int]:
+        """Return how many experiences pass the filter and how many the model has, as the server's statistics have it."""
+        return self._plan_rows(f"AND {self._where}"), self._plan_rows("")
+
+    def _plan_rows(self, condition: str) -> int:
+        self._cursor.execute(
+            f"EXPLAIN (FORMAT JSON) SELECT 1 FROM trajectory_embeddings WHERE embedding_model = %(model)s {condition}",
+            self._parameters,
         )
-        SELECT trajectory_id, 1 - (embedding <=> %(embedding)s) AS similarity FROM candidates
-        ORDER BY embedding <=> %(embedding)s, trajectory_id LIMIT %(limit)s
-        """,
-        {
-            "model": model, "run_ids": list(run_ids), "as_of": as_of, "agent_type": agent_type, "limit": limit,
-            "embedding": HalfVector(np.asarray(embedding, dtype=np.float32)),
-        },
-    )  # fmt: skip
-    similarity = {row[0]: float(row[1]) for row in cursor.fetchall()}
-    found = trajectories.select(cursor, "t.trajectory_id = ANY(%s)", [list(similarity)], "t.trajectory_id")
-    found.sort(key=lambda t: (-similarity[t.trajectory_id], t.trajectory_id))
-    return [(t, similarity[t.trajectory_id]) for t in found]
+        row = self._cursor.fetchone()
+        return int(row[0][0]["Plan"]["Plan Rows"]) if row else 0
+
+    def exact(self) -> list[tuple[Trajectory, float]]:
+        """Compare the query with every experience that passes the filter.
+
+        Adding zero hides the distance from the vector index, which would filter only after its own approximate choice;
+        the server is left to find the rows by the ordinary indexes. Nothing is materialised, which halves the time of the
+        usual two-step query.
+        """
+        return self._fetch(
+            f"""
+            SELECT trajectory_id, (embedding <=> %(embedding)b) + 0 AS distance FROM trajectory_embeddings
+            WHERE embedding_model = %(model)s AND {self._where} ORDER BY distance, trajectory_id LIMIT %(limit)s
+            """
+        )
+
+    def nearest(self, candidates: int) -> tuple[list[tuple[Trajectory, float]], int]:
+        """Take the approximate nearest `candidates` of all, then filter.
+
+        Returns
+        -------
+        found : list of (Trajectory, float)
+            At most `limit`.
+        passed : int
+            How many of the candidates pass the filter: how dense it is around the query.
+        """
+        self._cursor.execute(
+            f"""
+            WITH near AS MATERIALIZED ({self._by_index()} LIMIT %(candidates)s),
+            passed AS MATERIALIZED (SELECT trajectory_id, distance FROM near WHERE {self._where})
+            {self._join("SELECT trajectory_id, distance FROM passed ORDER BY distance, trajectory_id LIMIT %(limit)s", "(SELECT count(*) FROM passed)")}
+            """,
+            {**self._parameters, "candidates": candidates},
+        )
+        rows = self._cursor.fetchall()
+        found = [(trajectories.from_row(row[:-2]), 1.0 - row[-2]) for row in rows]
+        return found, rows[0][-1] if rows else 0
+
+    def filtered_scan(self) -> list[tuple[Trajectory, float]]:
+        """Walk the vector index outwards until enough experiences pass the filter or its limit of tuples is reached."""
+        return self._fetch(
+            f"""
+            SELECT trajectory_id, distance FROM (
+                SELECT trajectory_id, distance FROM ({self._by_index()} OFFSET 0) walk WHERE {self._where} LIMIT %(limit)s
+            ) found ORDER BY distance, trajectory_id
+            """
+        )
+
+    def _by_index(self) -> str:
+        """Return the rows of the model in approximate order of distance."""
+        return (
+            f"SELECT {_FILTERS}, embedding <=> %(embedding)b AS distance FROM trajectory_embeddings "
+            "WHERE embedding_model = %(model)s ORDER BY embedding <=> %(embedding)b"
+        )
+
+    def _join(self, found: str, *extra: str) -> str:
+        columns = ", ".join((trajectories.SELECTED, "f.distance", *extra))
+        return f"SELECT {columns} FROM ({found}) f JOIN trajectories t USING (trajectory_id) ORDER BY f.distance, t.trajectory_id"
+
+    def _fetch(self, found: str) -> list[tuple[Trajectory, float]]:
+        self._cursor.execute(self._join(found), self._parameters)
+        return [(trajectories.from_row(row[:-1]), 1.0 - row[-1]) for row in self._cursor.fetchall()]

@@ -130,7 +130,8 @@ _AS_OF = CONTENT_COLUMNS.index("as_of")
 _SIMILAR = CONTENT_COLUMNS.index("similar_ids")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """The escape of NUL in JSON; an even number of backslashes before it would make it plain text."""
-_SELECT = ", ".join(f"t.{name}" for name in _COLUMNS)
+SELECTED = ", ".join(f"t.{name}" for name in _COLUMNS)
+"""Columns of a trajectory `t`, in the order in which `from_row` wants them."""
 
 
 _LENGTHS = {
@@ -278,7 +279,7 @@ def select(
 ) -> list[Trajectory]:
     """Read trajectories `t` by a condition."""
     tail = f" LIMIT {int(limit)}" if limit is not None else ""
-    cursor.execute(f"SELECT {_SELECT} FROM trajectories t WHERE {where} ORDER BY {order}{tail}", parameters)
+    cursor.execute(f"SELECT {SELECTED} FROM trajectories t WHERE {where} ORDER BY {order}{tail}", parameters)
     return [from_row(row) for row in cursor]
 
 
