@@ -32,7 +32,7 @@ SPAN = timedelta(days=730)
 # few continuous numbers. The isotropic noise is an encoder's: it gives every one of the 384 axes something to say.
 _AGENT_WEIGHT = 1.0
 _REGIME_WEIGHT = 0.7
-_SYMBOL_WEIGHT = 0.35
+_SYMBOL_WEIGHT = 0.5
 _STATE_WEIGHT = 0.6
 _NOISE_WEIGHT = 0.3
 _STATE_NUMBERS = 12

@@ -143,14 +143,14 @@ class RawSearch:
         if self._method.two_steps:
             source = (
                 f"SELECT trajectory_id, embedding FROM {table} WHERE {where}",
-                "SELECT trajectory_id, embedding <=> %s AS distance FROM allowed",
+                "SELECT trajectory_id, embedding <=> %b AS distance FROM allowed",
             )
             steps = f"WITH allowed AS MATERIALIZED ({source[0]}), nearest AS MATERIALIZED ({source[1]} ORDER BY distance LIMIT {LIMIT})"
             arguments = [*values, vector]
         else:
             steps = (
-                f"WITH nearest AS MATERIALIZED (SELECT trajectory_id, embedding <=> %s AS distance FROM {table} "
-                f"WHERE {where} ORDER BY embedding <=> %s LIMIT {LIMIT})"
+                f"WITH nearest AS MATERIALIZED (SELECT trajectory_id, embedding <=> %b AS distance FROM {table} "
+                f"WHERE {where} ORDER BY embedding <=> %b LIMIT {LIMIT})"
             )
             arguments = [vector, *values, vector]
         found = self._connection.execute(

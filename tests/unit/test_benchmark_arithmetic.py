@@ -1,0 +1,119 @@
+"""The arithmetic that the benchmarks judge by, and the sameness of the data that they judge on."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from benchmarks.library_cases import Conditions, distances, filters
+from benchmarks.library_data import AGENTS, REGIMES, generate, row_of, trajectory, trajectory_id
+from benchmarks.library_searches import Figures, best_raw
+from benchmarks.measure import TIE, Spread, percentile, recall
+from data_pipeline.library.trajectories import validate
+
+ALL = np.ones(5, dtype=bool)
+DISTANCES = np.array([0.5, 0.1, 0.3, 0.2, 0.4], dtype=np.float32)
+
+
+def test_recall_is_the_share_of_the_exact_answer_that_was_found() -> None:
+    assert recall([1, 3], DISTANCES, ALL, 2) == 1.0
+    assert recall([1, 2], DISTANCES, ALL, 2) == 0.5
+    assert recall([0, 4], DISTANCES, ALL, 2) == 0.0
+
+
+def test_a_result_as_near_as_the_last_exact_one_is_right() -> None:
+    tied = np.array([0.1, 0.2, 0.2 + TIE / 2, 0.2 + 0.01], dtype=np.float32)
+    allowed = np.ones(4, dtype=bool)
+    assert recall([0, 2], tied, allowed, 2) == 1.0
+    assert recall([0, 3], tied, allowed, 2) == 0.5
+
+
+def test_a_result_that_the_filter_forbids_is_wrong_however_near() -> None:
+    allowed = np.array([True, False, True, True, True])
+    assert recall([1, 3], DISTANCES, allowed, 2) == 0.5
+    assert recall([3, 2], DISTANCES, allowed, 2) == 1.0
+
+
+def test_a_result_given_twice_counts_once() -> None:
+    assert recall([1, 1], DISTANCES, ALL, 2) == 0.5
+
+
+def test_recall_asks_for_no_more_than_the_filter_lets_through() -> None:
+    allowed = np.array([False, True, False, False, False])
+    assert recall([1], DISTANCES, allowed, 10) == 1.0
+    assert recall([], DISTANCES, allowed, 10) == 0.0
+    assert recall([], DISTANCES, np.zeros(5, dtype=bool), 10) == 1.0
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert percentile(values, 50) == 3.0
+    assert percentile(values, 99) == 5.0
+    assert percentile([float(n) for n in range(1, 101)], 99) == 99.0
+    with pytest.raises(ValueError, match="at least one"):
+        percentile([], 50)
+
+
+def test_a_spread_is_the_median_and_the_range() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert Spread.of([1.0, 2.0]).text(1) == "1.5 [1.0 to 2.0]"
+    with pytest.raises(ValueError, match="at least one"):
+        Spread.of([])
+
+
+def test_the_best_raw_method_is_the_fastest_that_finds_enough() -> None:
+    methods = {"fast": Figures(1.0, 2.0, 0.5), "good": Figures(3.0, 4.0, 0.98), "slow": Figures(9.0, 9.0, 1.0)}
+    assert best_raw(methods) == "good"
+    with pytest.raises(ValueError, match="no raw method"):
+        best_raw({"fast": methods["fast"]})
+
+
+def test_equal_seeds_give_equal_experiences_and_other_seeds_others() -> None:
+    first, again, other = generate(50, 1), generate(50, 1), generate(50, 2)
+    assert np.array_equal(first.vectors, again.vectors)
+    assert trajectory(first, 7).to_dict() == trajectory(again, 7).to_dict()
+    assert not np.array_equal(first.vectors, other.vectors)
+
+
+def test_generated_trajectories_can_be_stored_and_hold_about_as_much_as_the_daemons() -> None:
+    data = generate(20, 1)
+    item = trajectory(data, 13)
+    validate(item)
+    size = len(json.dumps([item.market_state, item.agent_inputs, item.workflow_trace, item.reasoning]))
+    assert 1_500 <= size <= 2_200
+    assert row_of(trajectory_id(13)) == 13
+    assert np.allclose(np.linalg.norm(data.vectors, axis=1), 1.0, atol=1e-5)
+
+
+def test_neighbours_share_agent_and_regime_as_those_of_real_states_do() -> None:
+    data, queries = generate(20_000, 1), generate(50, 2)
+    nearest = np.argsort(distances(data, queries), axis=1)[:, :10]
+    assert (data.agent[nearest] == queries.agent[:, None]).mean() > 0.95
+    assert (data.regime[nearest] == queries.regime[:, None]).mean() > 0.9
+    shared_symbol = (data.symbol[nearest] == queries.symbol[:, None]).mean()
+    assert 2 / 88 < shared_symbol < 0.5
+
+
+def test_conditions_say_the_same_as_mask_arguments_and_sql() -> None:
+    data = generate(500, 1)
+    half = float(np.median(data.matured))
+    conditions = Conditions(agent_type=AGENTS[3], success=True, min_reward=0.0, matured_before=half)
+    expected = (data.agent == 3) & data.success & (data.reward >= 0.0) & (data.matured < half)
+    assert np.array_equal(conditions.mask(data), expected)
+    as_of = datetime.fromtimestamp(half, UTC)
+    assert conditions.arguments() == {"agent_type": AGENTS[3], "success": True, "min_reward": 0.0, "as_of": as_of}
+    assert conditions.sql() == (
+        "agent_type = %s AND success = %s AND reward >= %s AND matured_at < %s",
+        [AGENTS[3], True, 0.0, as_of],
+    )
+
+
+def test_the_filters_of_another_agent_and_regime_are_never_the_querys_own() -> None:
+    data, queries = generate(500, 1), generate(100, 2)
+    cases = {case.name: case.of for case in filters(data, queries)}
+    assert all(cases["other agent"](q).agent_type != AGENTS[queries.agent[q]] for q in range(100))
+    assert all(cases["other regime"](q).market_regime != REGIMES[queries.regime[q]] for q in range(100))
+    assert cases["combined"](5).mask(data).sum() < 0.02 * len(data)
