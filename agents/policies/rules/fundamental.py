@@ -48,6 +48,7 @@ class RulesFundamental:
 
     agent_type: AgentType = "fundamental"
     name = "rules"
+    reads_experiences = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a recent filing that is understood the answer is an abstention."""

@@ -84,6 +84,7 @@ class RulesNews:
 
     agent_type: AgentType = "news"
     name = "rules"
+    reads_experiences = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a usable article the answer is an abstention."""
