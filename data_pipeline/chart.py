@@ -1,6 +1,6 @@
 """What can be seen in a chart: swing levels around the price, candlestick patterns and breakouts at the newest bar.
 
-Called by the technical rules policy. Every level is an extreme of a bar, every pattern the verdict of a detector.
+Called by the technical rules policy and by whoever checks levels and patterns. Every level is an extreme of a bar, every pattern the verdict of a detector.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agents.policies.rules.figures import price_figure
+from data_pipeline.rounding import price_figure
 from utils.lean_imports import import_without
 from utils.schema import BarWindow
 from utils.schema.market import FloatArray
