@@ -59,7 +59,7 @@ def parse_output(raw: Any, agent_type: str | None = None) -> tuple[AgentOutput |
     if isinstance(raw, AgentOutput):
         return raw, []
     findings: list[SchemaFinding] = []
-    data = _load(raw, findings)
+    data = load_object(raw, findings)
     if data is None:
         return None, findings
     kind = data.get("agent_type", agent_type)
@@ -102,7 +102,7 @@ def _within(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
     return tuple(found)
 
 
-def _load(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | None:
+def load_object(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | None:
     """Return the object that `raw` holds, None where there is none."""
     doubled: list[tuple[dict[str, Any], str]] = []
 
