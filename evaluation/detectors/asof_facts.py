@@ -158,10 +158,23 @@ class AsOfFacts:
                 return float((last / first) ** (1 / 3) - 1) if first > 0 and last > 0 else None
         return None
 
+    def citable(self, evidence_id: str) -> Citable | None:
+        """Return the fact that agents cite under an id, None where nothing known has it."""
+        if evidence_id.startswith(("bar:", "ind:")):
+            return self._bar_facts.get(evidence_id)
+        article = self.news_by_id.get(evidence_id)
+        if article is not None:
+            return Citable("news", article.text, "text", article.event_time, 0.0)
+        return self._filed_facts.get(evidence_id)
+
+    def citable_numbers(self) -> list[float]:
+        """Return every figure that can be cited."""
+        facts = (*self._bar_facts.values(), *self._filed_facts.values())
+        return [fact.value for fact in facts if isinstance(fact.value, float)]
+
     @cached_property
-    def citable(self) -> dict[str, Citable]:
-        """Every fact by the id under which agents cite it."""
-        snapshot, bars = self.snapshot, self.snapshot.bars
+    def _bar_facts(self) -> dict[str, Citable]:
+        bars = self.snapshot.bars
         found: dict[str, Citable] = {}
         if self.last_session is not None and self.price is not None:
             day = self.last_session
@@ -174,7 +187,12 @@ class AsOfFacts:
             for name, value in (self.indicators or {}).items():
                 unit = indicator_module.UNITS[name]
                 found[f"ind:{name}"] = Citable("indicator", value, unit, day, cents if unit == "USD" else 1e-6)
-        for filing in snapshot.filings:
+        return found
+
+    @cached_property
+    def _filed_facts(self) -> dict[str, Citable]:
+        found: dict[str, Citable] = {}
+        for filing in self.snapshot.filings:
             for name, value in filing.metrics.items():
                 if math.isfinite(value):
                     unit = FILING_UNITS.get(name, "")
@@ -185,18 +203,16 @@ class AsOfFacts:
                 if item.filing is None:
                     unit = FILING_UNITS[name]
                     found[item.evidence_id] = Citable("derived", figure(item.value), unit, item.event_time, 1e-6)
-        for article in snapshot.news:
-            found[article.item_id] = Citable("news", article.text, "text", article.event_time, 0.0)
         return found
 
     def by_name(self, name: str) -> Citable | None:
         """Return the fact that a bare name means: the close, an indicator, or a figure of the filings."""
         if name in ("price", "close", "current_price"):
-            return self.citable.get("bar:close")
+            return self.citable("bar:close")
         if name in WINDOWS:
-            return self.citable.get(f"ind:{name}")
+            return self.citable(f"ind:{name}")
         known = self.filed.figures.get(name) if self.filed else None
-        return self.citable.get(known.evidence_id) if known else None
+        return self.citable(known.evidence_id) if known else None
 
 
 class FactsCache:

@@ -22,6 +22,8 @@ _NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 _UNIT = r"\s?(%|percent\b|per cent\b|percentage points?\b|bps\b|basis points?\b|x\b|times\b|usd\b|dollars?\b|eur\b|euros?\b)"
 _SCALE = r"(?:\s?(thousand|million|billion|trillion|bn|mn|[kmb])\b)?"
 _QUANTITY = re.compile(rf"[$€£]\s?{_NUMBER}{_SCALE}|(?<![\w.$€£,]){_NUMBER}{_SCALE}{_UNIT}", re.IGNORECASE)
+_HINTS = ("%", "$", "€", "£", "percent", "per cent", "bps", "basis", "times", "usd", "dollar", "eur")
+_MULTIPLE = re.compile(r"\d\s?x\b")
 _ANY_NUMBER = re.compile(_NUMBER)
 _SCALES = {
     "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "m": 1e6, "billion": 1e9, "bn": 1e9, "b": 1e9, "trillion": 1e12,
@@ -71,6 +73,10 @@ def _against_evidence(case: Case, at: str, name: str, value: float, item: Eviden
 def _numbers(case: Case) -> None:
     """Report the numbers with a unit in the reasoning that nothing known bears out."""
     text = case.output.reasoning
+    small = text.lower()
+    # most texts have no unit in them, and that is seen faster than that no number has one
+    if not any(hint in small for hint in _HINTS) and not _MULTIPLE.search(small):
+        return
     known: list[float] | None = None
     loose: list[str] = []
     for match in _QUANTITY.finditer(text):
@@ -123,8 +129,9 @@ def _known(case: Case) -> Iterator[float]:
             yield from _of_text(event.headline)
     yield from _of(error.corrected for error in case.errors)
     if case.facts is not None:
-        for fact in case.facts.citable.values():
-            yield from _of_text(fact.value) if isinstance(fact.value, str) else (fact.value,)
+        yield from case.facts.citable_numbers()
+        for article in case.facts.snapshot.news[-_TEXTS_READ:]:
+            yield from _of_text(article.text)
         inputs = case.facts.snapshot.inputs
         yield from (inputs.volatility, inputs.trend_strength, inputs.news_impact, inputs.daily_volatility)
     if case.truth.portfolio is not None:

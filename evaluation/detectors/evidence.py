@@ -43,14 +43,13 @@ _TOKEN = re.compile(r"\w+")
 def cited_evidence(case: Case) -> None:
     """Report evidence that was not known (hallucination) and evidence that says something else (data_inaccuracy)."""
     facts, as_of = case.facts, case.output.as_of
-    citable = facts.citable if facts else {}
     unverified: set[str] = set()
     for i, item in enumerate(case.output.evidence):
         if item.available_at > as_of or item.event_time > as_of:
-            _look_ahead(case, i, item, citable.get(item.id))
+            _look_ahead(case, i, item, facts.citable(item.id) if facts else None)
         elif facts is None:
             unverified.add("no snapshot")
-        elif (known := citable.get(item.id)) is not None or (known := _named(item, facts)) is not None:
+        elif (known := facts.citable(item.id) or _named(item, facts)) is not None:
             _same(case, i, item, known, facts)
         elif _verifiable(item, facts, case.output.symbol):
             case.report(
@@ -111,7 +110,7 @@ def _named(item: Evidence, facts: AsOfFacts) -> Citable | None:
     if item.kind in FILED_KINDS and isinstance(item.value, float):
         for filing in facts.filings_with(item.id):
             if not differs(item.value, filing.metrics[item.id]):
-                return facts.citable.get(f"{filing.filing_id}:{item.id}", known)
+                return facts.citable(f"{filing.filing_id}:{item.id}") or known
     return known
 
 

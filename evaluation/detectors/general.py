@@ -39,7 +39,7 @@ def incomplete_analysis(case: Case) -> None:
             "incomplete_analysis", "/reasoning", f"the reasoning has {count} letters",
             found=count, expected=f"at least {LEAST_LETTERS} letters",
         )  # fmt: skip
-    indicators = getattr(output, "indicators", None)
+    indicators = output.__dict__.get("indicators")
     if indicators is not None and "indicators" not in case.broken and len(indicators) < LEAST_INDICATORS:
         case.report(
             "incomplete_analysis", "/indicators", f"{len(indicators)} indicators are given",
@@ -61,13 +61,13 @@ def contradictory(case: Case) -> None:
     if not side:
         return
     for field, against in (
-        ("signal", direction(getattr(output, "signal", "hold"))),
-        ("valuation", _VALUATION.get(getattr(output, "valuation", ""), 0)),
+        ("signal", direction(output.__dict__.get("signal", "hold"))),
+        ("valuation", _VALUATION.get(output.__dict__.get("valuation", ""), 0)),
     ):
         if against * side < 0 and field not in case.broken:
             _stands_against(case, field, getattr(output, field), against)
     # the articles' sentiment where the stated one has been found wrong
-    score = case.scratch.get("sentiment", getattr(output, "sentiment_score", 0.0))
+    score = case.scratch.get("sentiment", output.__dict__.get("sentiment_score", 0.0))
     if score * side < 0 and abs(score) > CLEAR_SENTIMENT and "sentiment_score" not in case.broken:
         _stands_against(case, "sentiment_score", score, 1 if score > 0 else -1)
 
@@ -88,7 +88,7 @@ def _abstention(case: Case) -> None:
     if direction(stated):
         text = f"an abstention recommends {stated}"
         case.report("contradictory", "/recommendation", text, found=stated, expected="hold", corrected="hold")
-    size = getattr(case.output, "position_size", 0.0)
+    size = case.output.__dict__.get("position_size", 0.0)
     if size > 0:
         text = f"an abstention has the size {size:.4g}"
         case.report("contradictory", "/position_size", text, found=size, expected=0.0, corrected=0.0)
@@ -98,7 +98,7 @@ def wrong_recommendation(case: Case) -> None:
     """Report a side against the expected return or against the known right call."""
     output, side = case.output, case.side
     right = direction(case.truth.recommendation) if isinstance(case.truth.recommendation, str) else 0
-    expected = getattr(output, "expected_return", None)
+    expected = output.__dict__.get("expected_return")
     if expected is None and not right:
         case.skip("wrong_recommendation", "neither an expected return nor the right call is known")
     if right * side < 0:
@@ -133,7 +133,7 @@ def inappropriate_confidence(case: Case) -> None:
             f"confidence {confidence:.3g} on {len(output.evidence)} pieces of evidence",
             found=confidence, expected=f"at most {CERTAIN}",
         )  # fmt: skip
-    size = getattr(output, "position_size", 0.0)
+    size = output.__dict__.get("position_size", 0.0)
     if confidence < UNSURE and case.side and size > 0 and not case.broken & {"recommendation", "position_size"}:
         case.report(
             "inappropriate_confidence", "/confidence", f"confidence {confidence:.3g} with a {output.recommendation}",
@@ -188,7 +188,7 @@ def _derived(case: Case, name: str) -> None:
 
 def timeframe_mismatch(case: Case) -> None:
     """Report a short horizon on filings only and a long one on short windows only."""
-    horizon, evidence = getattr(case.output, "time_horizon", None), case.output.evidence
+    horizon, evidence = case.output.__dict__.get("time_horizon"), case.output.evidence
     if horizon is None or not evidence:
         return
     if horizon in ("intraday", "short_term") and all(item.kind in FILED_KINDS for item in evidence):

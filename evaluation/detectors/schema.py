@@ -190,30 +190,39 @@ def at(tree: Any, parts: list[str]) -> Any:
 
 def _texts(case: Case) -> None:
     """Report control characters that are left, and events whose time has no zone."""
-    output = case.output
-    texts = [(name, text) for name in _LONG_TEXTS if (text := getattr(output, name, None))]
+    fields = case.output.__dict__
+    texts = [text for name in _LONG_TEXTS if (text := fields.get(name))]
     for name in _TEXT_LISTS:
-        texts += [(f"{name}/{i}", text) for i, text in enumerate(getattr(output, name, ()))]
-    events = getattr(output, "key_events", ())
-    for i, event in enumerate(events):
-        texts += [(f"key_events/{i}/headline", event.headline), (f"key_events/{i}/source", event.source)]
+        texts += fields.get(name, ())
+    for i, event in enumerate(fields.get("key_events", ())):
+        texts += (event.headline, event.source)
         if event.published_at.tzinfo is None:
             where, right = f"/key_events/{i}/published_at", event.published_at.replace(tzinfo=UTC)
             if not case.found_at(where):
                 text = "the time has no zone"
                 case.report("formatting_error", where, text, found=event.published_at, expected=right, corrected=right)
-    for i, item in enumerate(output.evidence):
+    for i, item in enumerate(fields["evidence"]):
         if isinstance(item.value, str):
-            texts.append((f"evidence/{i}/value", item.value))
+            texts.append(item.value)
         elif not -1e308 <= item.value <= 1e308:
             case.report(
                 "invalid_value", f"/evidence/{i}/value", "the value is not finite",
                 found=item.value, expected="a finite number",
             )  # fmt: skip
-    if not CONTROL_CHARACTERS.search("\n".join([text for _, text in texts])):
-        return
+    if CONTROL_CHARACTERS.search("\n".join(texts)):
+        _control_characters(case)
+
+
+def _control_characters(case: Case) -> None:
+    fields = case.output.__dict__
+    texts = [(name, fields.get(name) or "") for name in _LONG_TEXTS]
+    for name in _TEXT_LISTS:
+        texts += [(f"{name}/{i}", text) for i, text in enumerate(fields.get(name, ()))]
+    for i, event in enumerate(fields.get("key_events", ())):
+        texts += [(f"key_events/{i}/headline", event.headline), (f"key_events/{i}/source", event.source)]
+    texts += [(f"evidence/{i}/value", item.value) for i, item in enumerate(fields["evidence"])]
     for name, text in texts:
-        if CONTROL_CHARACTERS.search(text):
+        if isinstance(text, str) and CONTROL_CHARACTERS.search(text):
             right = CONTROL_CHARACTERS.sub("", text)
             case.report(
                 "formatting_error", f"/{name}", "a control character stands in the text",
