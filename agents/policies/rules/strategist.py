@@ -14,8 +14,9 @@ from typing import Any
 
 from agents.base_agent import abstain
 from agents.policies.base import PastExperience, PolicyRequest
-from agents.policies.rules.figures import bar_evidence, clip, figure, price_figure, written
+from agents.policies.rules.figures import bar_evidence, written
 from agents.policies.rules.levels import Levels, LevelSettings, price_levels
+from data_pipeline.rounding import clip, figure, price_figure
 from utils.schema import (
     AgentOutput,
     AgentType,
