@@ -172,6 +172,7 @@ class DecisionPipeline:
             self.on_prepared(self)
         self._prepared = False
         self._commits.stop = heartbeat.stop
+        self._coordinator.stop_waiting_on(heartbeat.stop)
         cursor = self.ledger.portfolio.marked_at
         self.progress.done = 0
         self._pump = FeedPump(self.feed, self._config.feed_settings.queue, cursor)
@@ -215,7 +216,8 @@ class DecisionPipeline:
         self._publish()
         self._committing = (instant, result)
         replay = self.feed.mode != "live"
-        if not self._overlaps or self._pump_is_dry or (replay and self.learning is not None):
+        depends = self._coordinator.remembers or (replay and self.learning is not None)
+        if depends or not self._overlaps or self._pump_is_dry:
             self._settle()  # nothing to decide meanwhile, or what is decided next depends on what this one leads to
         if replay:
             self._idle(self.judging, heartbeat, self._judging_lag)

@@ -31,6 +31,7 @@ from monitoring.supervision import SupervisedThread
 from monitoring.trade_metrics import TradeMetrics
 from orchestration.coordinator import Coordinator
 from orchestration.judging import JudgeItem, Judging
+from orchestration.retrieval import ExperienceMemory
 from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
@@ -206,7 +207,10 @@ class ProductionOrchestrator:
             deadline_s=config.judge.deadline_s,
             quorum=1,
         )
-        coordinator = Coordinator(config, run_id=library.run_id, telemetry=self._telemetry)
+        replay = feed is not None and feed.mode != "live"
+        library.exact_search = replay  # an approximate index is built with randomness
+        memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)
+        coordinator = Coordinator(config, run_id=library.run_id, memory=memory, telemetry=self._telemetry)
         if feed is not None:
             self._build_pipeline(feed, library, coordinator, consensus, clock)
         self._register("judge", consensus)

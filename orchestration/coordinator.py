@@ -6,9 +6,10 @@ itself and answers `analyze_symbol`; it never writes to the daemon's database.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from data_pipeline.feeds.factory import build_feed
 from orchestration.execution.portfolio import Portfolio
 from orchestration.execution.risk import Proposal, RiskGate
 from orchestration.records import decision_id
+from orchestration.retrieval import ExperienceMemory
 from utils.clock import ensure_utc, isoformat
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
@@ -47,6 +49,8 @@ class Analysis:
     decision: Decision
     snapshot: MarketSnapshot
     regime: RegimeDetection
+    similar: Mapping[str, tuple[str, ...]]
+    """The experiences that each agent was given, by identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Coordinator:
         Built from the configuration by default.
     run_id : str
         Decision identities derive from it.
+    memory : ExperienceMemory, optional
+        Where agents are given experiences from; without it they decide on the market alone.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Coordinator:
         *,
         agents: Mapping[str, Agent] | None = None,
         run_id: str = ADHOC_RUN,
+        memory: ExperienceMemory | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._config = _as_config(config)
@@ -84,6 +91,7 @@ class Coordinator:
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
         self._run_id = run_id
+        self._memory = memory
         self._telemetry = telemetry
         self._market: _Market | None = None
         self._portfolio = Portfolio(cash=self._config.execution.initial_cash)
@@ -128,21 +136,27 @@ class Coordinator:
         """Ask the agents, then the strategist, about every snapshot."""
         regimes = [self._detector.detect_regime(snapshot.inputs) for snapshot in snapshots]
         outputs: list[dict[str, AgentOutput]] = [{} for _ in snapshots]
+        similar: list[dict[str, tuple[str, ...]]] = [{} for _ in snapshots]
         requests = [PolicyRequest(s, r) for s, r in zip(snapshots, regimes, strict=True)]
         routes = [self._router.route(regime) for regime in regimes]
         for name in JUNIOR_AGENTS:
             chosen = [index for index, route in enumerate(routes) if name in route]
-            answers = self._ask(name, [requests[index] for index in chosen])
-            for index, answer in zip(chosen, answers, strict=True):
+            asked = self._remembering(name, [requests[index] for index in chosen])
+            for index, request, answer in zip(chosen, asked, self._ask(name, asked), strict=True):
                 outputs[index][name] = answer
+                similar[index][name] = tuple(e.trajectory_id for e in request.experiences)
         state = PortfolioState(portfolio.value(), portfolio.cash, portfolio.weights())
-        verdicts = self._ask(
+        asked = self._remembering(
             "strategist",
             [PolicyRequest(s, r, o, state) for s, r, o in zip(snapshots, regimes, outputs, strict=True)],
         )
+        for index, request in enumerate(asked):
+            similar[index]["strategist"] = tuple(e.trajectory_id for e in request.experiences)
         return [
-            Analysis(self._decision(snapshot, regime, given, verdict), snapshot, regime)
-            for snapshot, regime, given, verdict in zip(snapshots, regimes, outputs, verdicts, strict=True)
+            Analysis(self._decision(snapshot, regime, given, verdict), snapshot, regime, known)
+            for snapshot, regime, given, verdict, known in zip(
+                snapshots, regimes, outputs, self._ask("strategist", asked), similar, strict=True
+            )
         ]
 
     def analyze_symbol(
@@ -237,6 +251,24 @@ class Coordinator:
             "positions": {p.symbol: p.quantity for p in portfolio.positions.values() if p.quantity},
             "weights": portfolio.weights(),
         }
+
+    def stop_waiting_on(self, stop: threading.Event) -> None:
+        """Wait for experiences only until `stop` is set."""
+        if self._memory is not None:
+            self._memory.stop = stop
+
+    @property
+    def remembers(self) -> bool:
+        """Whether any agent is given experiences: its next decision then depends on what is stored of the last."""
+        memory = self._memory
+        return memory is not None and any(memory.serves(agent.policy) for agent in self._agents.values())
+
+    def _remembering(self, name: str, requests: list[PolicyRequest]) -> list[PolicyRequest]:
+        """Return the requests with what the agent has lived through in markets like theirs."""
+        memory = self._memory
+        if memory is None or not memory.serves(self._agents[name].policy):
+            return requests
+        return [replace(r, experiences=memory.recall(name, r.snapshot, r.regime)) for r in requests]
 
     def _ask(self, name: str, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Ask one agent about all symbols at once, and tell the metrics."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from data_pipeline.embeddings import Embedder
 from data_pipeline.library.trajectories import Trajectory
 from orchestration.execution.outcomes import OpenDecision, Opinion
+from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
 from utils.ids import derived_id
 from utils.market_regime_detector import RegimeDetection
@@ -33,8 +34,12 @@ def trajectories_of(
     regime: RegimeDetection,
     horizon: str,
     embedder: Embedder,
+    similar: Mapping[str, Sequence[str]],
 ) -> list[Trajectory]:
-    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding."""
+    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding.
+
+    `similar` names, by agent, the experiences that it was given.
+    """
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
     rows = []
     for output in outputs:
@@ -69,6 +74,7 @@ def trajectories_of(
                 policy=output.policy,
                 evidence_hash=snapshot.content_hash,
                 workflow_trace=trace,
+                similar_ids=similar.get(output.agent_type),
                 horizon=horizon,
                 embedding=None if output.abstained else embedder.embed(state),
             )
@@ -118,17 +124,7 @@ def _inputs(agent_type: str, snapshot: MarketSnapshot) -> dict[str, Any]:
 
 def _market_state(output: AgentOutput, snapshot: MarketSnapshot, regime: RegimeDetection) -> dict[str, Any]:
     """Return what the agent saw: scale-free inputs first, and for the technical agent its indicators."""
-    inputs = snapshot.inputs
-    state: dict[str, Any] = {
-        "regime": regime.overall_regime,
-        "inputs": {
-            "volatility": inputs.volatility,
-            "trend_strength": inputs.trend_strength,
-            "news_impact": inputs.news_impact,
-            "daily_volatility": inputs.daily_volatility,
-        },
-        "signals": output.signals,
-    }
+    state = {**state_before_decision(snapshot, regime), "signals": output.signals}
     if snapshot.price is not None:
         state["price"] = snapshot.price
     if isinstance(output, TechnicalOutput):

@@ -221,6 +221,7 @@ class TradingCycle:
             analysis.regime,
             self._config.decision.horizon,
             self._embedder,
+            {name: known for name, known in analysis.similar.items() if known},
         )
 
     def _regime_changes(self, analyses: list[Analysis]) -> list[RegimeChange]:

@@ -139,6 +139,13 @@ class WorkflowSettings(_Section):
     max_latency_ms: Positive = 5000.0
 
 
+class RetrievalSettings(_Section):
+    """Experiences in decisions: who is given them, and how many."""
+
+    when: Literal["auto", "always", "never"] = Field("auto", description="auto: policies that read them")
+    limit: Annotated[int, Field(ge=1, le=50)] = Field(5, description="experiences an agent is given")
+
+
 class FeedSettings(_Section):
     """The stream: how many instants may wait, and the exchange whose sessions count."""
 
@@ -241,6 +248,7 @@ class OrchestratorConfig(BaseModel):
     budget: BudgetSettings = BudgetSettings()
     judge: JudgeSettings = JudgeSettings()
     workflow: WorkflowSettings = WorkflowSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
 

@@ -14,13 +14,47 @@ from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
 
 
 @dataclass(frozen=True, slots=True)
+class PastExperience:
+    """What came of an earlier opinion of the same agent in a market like this one.
+
+    Attributes
+    ----------
+    trajectory_id : str
+    similarity : float
+        Cosine similarity of the two states, -1..1.
+    symbol, market_regime, recommendation : str
+    confidence : float
+        0..1, as stated then.
+    success : bool
+        Whether the call came true.
+    reward, actual_return : float
+        On the reward's own scale; return of the instrument as a fraction.
+    """
+
+    trajectory_id: str
+    similarity: float
+    symbol: str
+    market_regime: str
+    recommendation: str
+    confidence: float
+    success: bool
+    reward: float
+    actual_return: float
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRequest:
-    """One question to a policy: the snapshot, its regime, and for the strategist the juniors' outputs."""
+    """One question to a policy.
+
+    The snapshot, its regime, for the strategist the juniors' outputs and the portfolio, and what the agent has lived through
+    in markets like this (empty where nothing is known or nobody asked).
+    """
 
     snapshot: MarketSnapshot
     regime: RegimeDetection
     agent_outputs: Mapping[str, AgentOutput] = field(default_factory=dict)
     portfolio: PortfolioState | None = None
+    experiences: tuple[PastExperience, ...] = ()
 
 
 class Policy(Protocol):
@@ -34,12 +68,15 @@ class Policy(Protocol):
     ----------
     agent_type : AgentType
         The agent it thinks for.
+    reads_experiences : bool
+        Whether `PolicyRequest.experiences` makes a difference to it; searching for them costs time.
     name : str
         ``rules``, ``local:<version>``, ``<provider>:<model>``; written into every output.
     """
 
     agent_type: AgentType
     name: str
+    reads_experiences: bool
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request."""

@@ -43,6 +43,8 @@ class LocalModelPolicy:
         cannot be loaded.
     """
 
+    reads_experiences = False
+
     def __init__(
         self,
         agent_type: AgentType,

@@ -71,7 +71,6 @@ BAD: dict[str, tuple[Any, dict[str, Any]]] = {
     "p_correct above one": (news_output, {"p_correct": 1.5}),
     "signal above one": (news_output, {"signals": {"x": 1.5}}),
     "reasoning too long": (news_output, {"reasoning": "x" * 4001}),
-    "a naive time": (news_output, {"as_of": datetime(2014, 1, 1)}),
     "an unknown recommendation": (news_output, {"recommendation": "accumulate"}),
     "an empty symbol": (news_output, {"symbol": ""}),
     "a negative latency": (news_output, {"latency_s": -1}),
@@ -123,6 +122,7 @@ COERCED: dict[str, tuple[dict[str, Any], str, Any]] = {
     "supports as strings": ({"support_levels": ["95", "93.5"]}, "support_levels", (95.0, 93.5)),
     "RSI": ({"indicators": {"RSI": "61.4"}}, "indicators", {"rsi_14": 61.4}),
     "control characters": ({"reasoning": "a\x07b"}, "reasoning", "ab"),
+    "a time without a zone": ({"as_of": "2014-06-03T20:00:00"}, "as_of", datetime(2014, 6, 3, 20, tzinfo=UTC)),
 }
 
 
@@ -203,6 +203,42 @@ def test_what_holds_no_object_is_an_invalid_value(raw) -> None:
     output, findings = parse_output(raw, "news")
     assert output is None
     assert [f.category for f in findings] == ["invalid_value"]
+
+
+@pytest.mark.parametrize("name", ["recommendation", "confidence", "trend"])
+def test_a_null_is_a_missing_field(name: str) -> None:
+    output, findings = parse_output(raw_technical(**{name: None}))
+    assert output is None
+    assert [(f.category, f.pointer) for f in findings] == [("missing_field", f"/{name}")]
+
+
+def test_an_opinion_without_a_price_lacks_the_price() -> None:
+    output, findings = parse_output(raw_technical(current_price=None))
+    assert output is None
+    assert [(f.category, f.pointer) for f in findings] == [("missing_field", "/current_price")]
+
+
+def test_a_fault_within_a_union_is_one_finding_at_the_value_itself() -> None:
+    raw = raw_technical()
+    raw["evidence"][2]["value"] = [1]
+    _, findings = parse_output(raw)
+    assert [(f.category, f.pointer) for f in findings] == [("invalid_value", "/evidence/2/value")]
+
+
+def test_times_without_a_zone_are_found_where_they_stand() -> None:
+    raw = news_output().model_dump(mode="json")
+    raw["key_events"][1]["published_at"] = "2014-06-03T11:00"
+    raw["evidence"][0]["available_at"] = "2014-06-03 17:00:00"
+    output, findings = parse_output(raw)
+    assert output is not None
+    assert {f.pointer for f in findings} == {"/key_events/1/published_at", "/evidence/0/available_at"}
+    assert output.evidence[0].available_at == datetime(2014, 6, 3, 17, tzinfo=UTC)
+
+
+def test_a_key_that_stands_twice_deep_inside_is_found_where_it_stands() -> None:
+    text = technical_output().model_dump_json().replace('"rsi_14":', '"rsi_14": 1.0, "rsi_14":')
+    _, findings = parse_output(text)
+    assert [(f.category, f.pointer) for f in findings] == [("formatting_error", "/indicators/rsi_14")]
 
 
 SCALARS = (

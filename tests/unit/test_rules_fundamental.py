@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from market_factory import AS_OF, make_bars, make_filing, make_request, make_snapshot, window
 
-from agents.policies.rules.filing_figures import MAX_DERIVED, UNITS
 from agents.policies.rules.fundamental import RulesFundamental
+from data_pipeline.filing_figures import MAX_DERIVED, UNITS
 from utils.schema import BarWindow, Filing, FundamentalOutput, direction
 
 POLICY = RulesFundamental()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from market_factory import AS_OF, make_news, make_request, make_snapshot
 
 from agents.policies.rules import news as module
-from agents.policies.rules.news import MAX_ITEMS, RulesNews
+from agents.policies.rules.news import RulesNews
+from data_pipeline.article_selection import MAX_ITEMS
 from data_pipeline.sentiment import score_text
 from utils.schema import NewsItem, NewsOutput, direction
 

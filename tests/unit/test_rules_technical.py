@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from market_factory import AS_OF, make_bars, make_request, make_snapshot, window
 
-from agents.policies.rules.chart import PATTERNS
-from agents.policies.rules.indicators import MIN_BARS, UNITS
 from agents.policies.rules.technical import LEAST_CONFIDENCE, MOST_CONFIDENCE, RulesTechnical
+from data_pipeline.chart import PATTERNS
+from data_pipeline.indicators import MIN_BARS, UNITS
 from utils.schema import BarWindow, MarketSnapshot, RegimeInputs, TechnicalOutput, direction
 
 POLICY = RulesTechnical()

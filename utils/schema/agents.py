@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
 
 AgentType = Literal["news", "technical", "fundamental", "strategist", "validator"]
 Recommendation = Literal["strong_buy", "buy", "hold", "sell", "strong_sell"]
@@ -17,6 +18,9 @@ TimeHorizon = Literal["intraday", "short_term", "medium_term", "long_term"]
 JUNIOR_AGENTS: tuple[AgentType, ...] = ("news", "technical", "fundamental")
 AGENT_TYPES: tuple[AgentType, ...] = (*JUNIOR_AGENTS, "strategist", "validator")
 RECOMMENDATIONS: tuple[Recommendation, ...] = ("strong_buy", "buy", "hold", "sell", "strong_sell")
+
+NO_PRICE = "technical_opinion_without_price"
+"""Type of the validation error of a technical opinion without `current_price`."""
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Signed = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
@@ -116,7 +120,7 @@ class TechnicalOutput(AgentOutput):
     @model_validator(mode="after")
     def _opinion_needs_a_price(self) -> TechnicalOutput:
         if not self.abstained and self.current_price is None:
-            raise ValueError("current_price is required unless the agent abstains")
+            raise PydanticCustomError(NO_PRICE, "current_price is required unless the agent abstains")
         return self
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from utils.schema.agents import OUTPUT_MODELS, AgentOutput
+from utils.schema.agents import NO_PRICE, OUTPUT_MODELS, AgentOutput
 
 _KEY_ALIASES = {"decision": "recommendation", "metrics": "key_metrics", "support_level": "support_levels"}
 _VALUE_ALIASES = {"bullish": "buy", "bearish": "sell", "neutral": "hold"}
@@ -23,7 +26,8 @@ _NUMERIC_FIELDS = frozenset(
     "confidence p_correct sentiment_score current_price financial_health growth_quality price_target position_size "
     "entry_target stop_loss take_profit expected_return risk_reward_ratio latency_s cost_usd".split()
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_NAIVE = re.compile(r"^\s*\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?\s*$")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ def parse_output(raw: Any, agent_type: str | None = None) -> tuple[AgentOutput |
     if isinstance(raw, AgentOutput):
         return raw, []
     findings: list[SchemaFinding] = []
-    data = _load(raw, findings)
+    data = load_object(raw, findings)
     if data is None:
         return None, findings
     kind = data.get("agent_type", agent_type)
@@ -68,20 +72,46 @@ def parse_output(raw: Any, agent_type: str | None = None) -> tuple[AgentOutput |
     try:
         return model.model_validate(data), findings
     except ValidationError as error:
-        for item in error.errors(include_url=False, include_context=False, include_input=False):
-            category = "missing_field" if item["type"] == "missing" else "invalid_value"
-            pointer = "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"])
-            findings.append(SchemaFinding(category, pointer, item["msg"]))
-        return None, findings
+        faults: dict[tuple[str, str], SchemaFinding] = {}
+        for item in error.errors(include_url=False, include_context=False):
+            absent = item["type"] in ("missing", NO_PRICE) or item["input"] is None
+            category = "missing_field" if absent else "invalid_value"
+            where = ("current_price",) if item["type"] == NO_PRICE else _within(item["loc"], data)
+            # the members of a union complain one by one about the same value
+            faults.setdefault((category, pointer(*where)), SchemaFinding(category, pointer(*where), item["msg"]))
+        return None, [*findings, *faults.values()]
 
 
-def _load(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | None:
+def pointer(*parts: str | int) -> str:
+    """Return the JSON pointer (RFC 6901) along keys and positions; empty for the whole."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _within(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
+    """Return a validator's location as far as it names places in the data, and not members of a union."""
+    found: list[str | int] = []
+    for part in loc:
+        if isinstance(data, dict):
+            found.append(part)
+            data = data.get(part)
+        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
+            found.append(part)
+            data = data[part]
+        else:
+            break
+    return tuple(found)
+
+
+def load_object(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | None:
     """Return the object that `raw` holds, None where there is none."""
+    doubled: list[tuple[dict[str, Any], str]] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key in {key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1}:
-            findings.append(SchemaFinding("formatting_error", f"/{key}", "the key stands twice"))
-        return dict(pairs)
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            doubled.extend((result, key) for key, count in counts.items() if count > 1)
+        return result
 
     if isinstance(raw, (str, bytes)):
         try:
@@ -89,17 +119,35 @@ def _load(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | None:
         except (ValueError, RecursionError) as error:
             findings.append(SchemaFinding("invalid_value", "", f"not JSON: {str(error)[:120]}"))
             return None
+        for owner, key in doubled:
+            where = _place(owner, raw)
+            if where is not None:
+                findings.append(SchemaFinding("formatting_error", pointer(*where, key), "the key stands twice"))
     if not isinstance(raw, dict):
         findings.append(SchemaFinding("invalid_value", "", f"an object is needed, not {type(raw).__name__}"))
         return None
     return {str(key): value for key, value in raw.items()}
 
 
+def _place(owner: dict[str, Any], tree: Any) -> tuple[str | int, ...] | None:
+    """Return the way from the root of `tree` to `owner`, None where it was itself dropped as a double."""
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), tree)]
+    while waiting:
+        where, node = waiting.pop()
+        if node is owner:
+            return where
+        if isinstance(node, dict):
+            waiting += [((*where, key), value) for key, value in node.items()]
+        elif isinstance(node, list):
+            waiting += [((*where, index), value) for index, value in enumerate(node)]
+    return None
+
+
 def _coerce(data: dict[str, Any], findings: list[SchemaFinding]) -> dict[str, Any]:
     """Apply the documented aliases and number forms, with one formatting_error for each."""
 
-    def note(pointer: str, text: str) -> None:
-        findings.append(SchemaFinding("formatting_error", pointer, text))
+    def note(where: str, text: str) -> None:
+        findings.append(SchemaFinding("formatting_error", where, text))
 
     for alias, name in _KEY_ALIASES.items():
         if alias in data and name not in data:
@@ -123,9 +171,14 @@ def _coerce(data: dict[str, Any], findings: list[SchemaFinding]) -> dict[str, An
             data[name] = [_number(value, f"/{name}/{i}", note) for i, value in enumerate(data[name])]
     if isinstance(data.get("key_events"), (list, tuple)):
         data["key_events"] = [_event(event, i, data, note) for i, event in enumerate(data["key_events"])]
+    if "as_of" in data:
+        data["as_of"] = _time(data["as_of"], "/as_of", note)
+    for name, times in (("evidence", ("event_time", "available_at")), ("key_events", ("published_at",))):
+        if isinstance(data.get(name), (list, tuple)):
+            data[name] = [_dated(item, times, f"/{name}/{i}", note) for i, item in enumerate(data[name])]
     for name in ("reasoning", "risk_assessment", "abstain_reason"):
-        if isinstance(data.get(name), str) and _CONTROL.search(data[name]):
-            data[name] = _CONTROL.sub("", data[name])
+        if isinstance(data.get(name), str) and CONTROL_CHARACTERS.search(data[name]):
+            data[name] = CONTROL_CHARACTERS.sub("", data[name])
             note(f"/{name}", "control characters removed")
     return data
 
@@ -136,17 +189,17 @@ def _named_numbers(values: dict[Any, Any], field: str, note: Any) -> dict[str, A
     for key, value in values.items():
         name = _METRIC_ALIASES.get(str(key), str(key))
         if name != key:
-            note(f"/{field}/{key}", f"read as {name}")
-        result[name] = _number(value, f"/{field}/{name}", note)
+            note(pointer(field, str(key)), f"read as {name}")
+        result[name] = _number(value, pointer(field, name), note)
     return result
 
 
-def _number(value: Any, pointer: str, note: Any) -> Any:
+def _number(value: Any, where: str, note: Any) -> Any:
     """Return a number for "85 %", "85/100" and numeric strings; anything else unchanged."""
     if not isinstance(value, str):
         return value
     if match := _PERCENT.match(value):
-        note(pointer, f"{value!r} read as a fraction")
+        note(where, f"{value!r} read as a fraction")
         return float(match.group(1)) / 100
     try:
         number = float(value)
@@ -154,8 +207,30 @@ def _number(value: Any, pointer: str, note: Any) -> Any:
         return value
     if not math.isfinite(number):
         return value
-    note(pointer, f"{value!r} read as a number")
+    note(where, f"{value!r} read as a number")
     return number
+
+
+def _dated(item: Any, times: tuple[str, ...], where: str, note: Any) -> Any:
+    """Return an object with its times in a zone."""
+    if not isinstance(item, dict):
+        return item
+    zoned = {key: _time(item[key], f"{where}/{key}", note) for key in times if key in item}
+    return {**item, **zoned} if any(value is not item[key] for key, value in zoned.items()) else item
+
+
+def _time(value: Any, where: str, note: Any) -> Any:
+    """Return a time without a zone as UTC; anything else unchanged."""
+    time = value
+    if isinstance(value, str) and _NAIVE.match(value):
+        try:
+            time = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return value
+    if not isinstance(time, datetime) or time.tzinfo is not None:
+        return value
+    note(where, "a time without a zone read as UTC")
+    return time.replace(tzinfo=UTC)
 
 
 def _event(event: Any, index: int, data: dict[str, Any], note: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How rules policies round and write figures, so that outputs are stable as JSON and texts say what the evidence says.
+"""How rules policies write figures: texts say what the evidence says, evidence says where a figure comes from.
 
 Used by the rules policies only; nothing here knows of markets.
 """
@@ -6,21 +6,6 @@ Used by the rules policies only; nothing here knows of markets.
 from __future__ import annotations
 
 from typing import Any
-
-
-def figure(value: float) -> float:
-    """Return a figure to six decimals, never as -0."""
-    return round(float(value), 6) + 0.0
-
-
-def price_figure(value: float) -> float:
-    """Return a price to four decimals, below one dollar to six significant digits. Monotone: order survives rounding."""
-    return round(float(value), 4) if value >= 1 else float(f"{value:.6g}")
-
-
-def clip(value: float, low: float = -1.0, high: float = 1.0) -> float:
-    """Return the value moved into [low, high]."""
-    return low if value < low else (high if value > high else value)
 
 
 def written(value: float) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 from agents.base_agent import abstain
 from agents.policies.base import PolicyRequest
-from agents.policies.rules.figures import bar_evidence, clip, figure, price_figure, written
-from agents.policies.rules.filing_figures import UNITS, Figure, FilingFigures, read_filings
+from agents.policies.rules.figures import bar_evidence, written
+from data_pipeline.filing_figures import UNITS, Figure, FilingFigures, read_filings
+from data_pipeline.rounding import clip, figure, price_figure
 from utils.schema import AgentOutput, AgentType, FundamentalOutput
 
 WEIGHTS = {"valuation": 0.45, "growth": 0.25, "profitability": 0.15, "leverage": 0.15}
@@ -48,6 +49,7 @@ class RulesFundamental:
 
     agent_type: AgentType = "fundamental"
     name = "rules"
+    reads_experiences = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a recent filing that is understood the answer is an abstention."""

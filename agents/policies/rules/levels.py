@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agents.policies.rules.figures import clip, price_figure
+from data_pipeline.rounding import clip, price_figure
 
 STOP_FRACTION, TAKE_FRACTION = 0.05, 0.15
 """Distances as shares of the price where no ATR is known."""

@@ -10,22 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Any
 
 from agents.base_agent import abstain
 from agents.policies.base import PolicyRequest
-from agents.policies.rules.figures import clip, figure
+from data_pipeline.article_selection import headline, usable_articles
+from data_pipeline.rounding import clip, figure
 from data_pipeline.sentiment import score_text
 from utils.schema import AgentOutput, AgentType, NewsItem, NewsOutput
 
-MAX_AGE = timedelta(days=30)
-"""Bound on what is read, beyond which an article has no weight; the snapshot usually holds the last seven days."""
-
 HALF_LIFE_S = 24 * 3600.0
-MAX_ITEMS = 100
-"""Newest items that are read; more add time, not information."""
-
 MAX_EVENTS = 3
 SHORT_TERM = timedelta(days=3)
 """Age beyond which no event speaks for a short horizon."""
@@ -49,8 +43,6 @@ NEUTRAL_BALANCE = 0.5
 
 MAX_FROM_MEAN = 0.95
 """Largest distance of the score from twice the plain mean: age weights shade the mean, they do not replace it."""
-
-_HEADLINE_CHARS, _HEADLINE_LIMIT, _HEADLINE_SHARE = 280, 1000, 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +76,7 @@ class RulesNews:
 
     agent_type: AgentType = "news"
     name = "rules"
+    reads_experiences = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a usable article the answer is an abstention."""
@@ -110,19 +103,19 @@ class RulesNews:
                 "confidence": figure(_confidence(side, tally)),
                 "reasoning": _reasoning(word, tally, len(reads), events),
                 "signals": {"sentiment": figure(math.tanh(1.5 * tally.score)), "agreement": _signed_agreement(tally)},
-                "evidence": [_evidence(read.item, headline) for read, headline in events],
+                "evidence": [_evidence(read.item, quoted) for read, quoted in events],
                 "policy": self.name,
                 "sentiment_score": tally.score,
                 "price_impact": _impact(tally.score),
                 "time_horizon": "short_term" if fresh else "medium_term",
                 "key_events": [
                     {
-                        "headline": headline,
+                        "headline": quoted,
                         "source": read.item.source or "unnamed source",
                         "published_at": read.item.event_time,
                         "evidence_id": read.item.item_id,
                     }
-                    for read, headline in events
+                    for read, quoted in events
                 ],
                 "risk_factors": _risks(tally, reads, fresh),
             }
@@ -130,22 +123,15 @@ class RulesNews:
 
 
 def _read(news: Sequence[NewsItem], symbol: str, as_of: datetime) -> list[_Read]:
-    """Return the usable articles, newest first, each text once."""
-    reads: list[_Read] = []
-    seen: set[str] = set()
-    for item in sorted(news, key=attrgetter("available_at"), reverse=True):
-        if len(reads) == MAX_ITEMS:
-            break
-        text = item.text
-        age = as_of - item.event_time
-        # a text that is repeated word for word is one opinion, however often it is passed on
-        if age > MAX_AGE or text in seen or (item.tickers and symbol not in item.tickers):
-            continue
-        if not (text if text.isprintable() else _headline(text)).strip():
-            continue
-        seen.add(text)
-        reads.append(_Read(item, score_text(text), 0.5 ** (max(0.0, age.total_seconds()) / HALF_LIFE_S)))
-    return reads
+    """Return the usable articles, newest first, with their sentiment and weight."""
+    return [
+        _Read(
+            item,
+            score_text(item.text),
+            0.5 ** (max(0.0, (as_of - item.event_time).total_seconds()) / HALF_LIFE_S),
+        )
+        for item in usable_articles(news, symbol, as_of)
+    ]
 
 
 def _tally(reads: Sequence[_Read]) -> _Tally:
@@ -199,23 +185,14 @@ def _events(reads: Sequence[_Read], score: float, as_of: datetime) -> tuple[list
     young = [read for read in reads if as_of - read.item.event_time <= SHORT_TERM]
     leading = sorted(young or reads, key=lambda read: (-read.weight * read.score * score, -read.weight))
     chosen = [read for read in leading[:MAX_EVENTS] if read.score * score > 0] or leading[:1]
-    return [(read, _headline(read.item.text)) for read in chosen], bool(young)
+    return [(read, headline(read.item.text)) for read in chosen], bool(young)
 
 
-def _headline(text: str) -> str:
-    """Return the text in one line without control characters, long ones cut at a word: enough of it to be recognised."""
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else " " for character in text)
-    text = " ".join(text.split())
-    limit = min(_HEADLINE_LIMIT, max(_HEADLINE_CHARS, int(_HEADLINE_SHARE * len(text))))
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0]
-
-
-def _evidence(item: NewsItem, headline: str) -> dict[str, Any]:
+def _evidence(item: NewsItem, quoted: str) -> dict[str, Any]:
     return {
         "id": item.item_id,
         "kind": "news",
-        "value": headline,
+        "value": quoted,
         "unit": "text",
         "event_time": item.event_time,
         "available_at": item.available_at,

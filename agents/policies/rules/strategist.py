@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents.base_agent import abstain
-from agents.policies.base import PolicyRequest
-from agents.policies.rules.figures import bar_evidence, clip, figure, price_figure, written
+from agents.policies.base import PastExperience, PolicyRequest
+from agents.policies.rules.figures import bar_evidence, written
 from agents.policies.rules.levels import Levels, LevelSettings, price_levels
+from data_pipeline.rounding import clip, figure, price_figure
 from utils.schema import (
     AgentOutput,
     AgentType,
@@ -116,6 +117,7 @@ class RulesStrategist:
 
     agent_type: AgentType = "strategist"
     name = "rules"
+    reads_experiences = False
 
     def __init__(self, settings: StrategistSettings | None = None) -> None:
         self.settings = settings or StrategistSettings()
@@ -188,10 +190,17 @@ class RulesStrategist:
                 "take_profit": levels.take if levels else None,
                 "expected_return": _expected_return(verdict, snapshot.inputs.daily_volatility, atr, price),
                 "risk_reward_ratio": levels.ratio if levels else None,
-                "key_factors": verdict.factors,
+                "key_factors": (*verdict.factors, *_recollection(request.experiences)),
                 "risk_assessment": _risk(levels, size, atr, request.regime.volatility_regime, side),
             }
         )
+
+
+def _recollection(experiences: Sequence[PastExperience]) -> Iterator[str]:
+    """Say what came of earlier decisions in markets like this; it informs people and weighs nothing."""
+    if experiences:
+        came_true = sum(experience.success for experience in experiences)
+        yield f"{came_true} of {len(experiences)} earlier decisions in markets like this came true"
 
 
 def _votes(outputs: Mapping[str, AgentOutput], inputs: RegimeInputs) -> list[_Vote]:

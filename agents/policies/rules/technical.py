@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from agents.base_agent import abstain
 from agents.policies.base import PolicyRequest
-from agents.policies.rules.chart import find_patterns, swing_levels
-from agents.policies.rules.figures import bar_evidence, clip, figure, price_figure, written
-from agents.policies.rules.indicators import MIN_BARS, UNITS, compute_indicators
+from agents.policies.rules.figures import bar_evidence, written
+from data_pipeline.chart import find_patterns, swing_levels
+from data_pipeline.indicators import MIN_BARS, UNITS, compute_indicators, participation
+from data_pipeline.rounding import clip, figure, price_figure
 from utils.schema import AgentOutput, AgentType, BarWindow, MarketSnapshot, TechnicalOutput
 
 SIDE_SCORE = 0.1
@@ -34,7 +35,6 @@ CLEAR_TREND = 0.6
 RANGING_ADX, TRENDING_ADX = 15.0, 35.0
 HOLD_RETURN = 0.02
 HORIZON_SESSIONS = 5
-_VOLUME_BARS = 20
 _MOMENTUM_WORDS = (
     (0.6, "strong_bullish"),
     (0.2, "bullish"),
@@ -56,6 +56,7 @@ class RulesTechnical:
 
     agent_type: AgentType = "technical"
     name = "rules"
+    reads_experiences = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; fewer than 50 bars or a stale snapshot is an abstention."""
@@ -133,11 +134,10 @@ def _votes(price: float, indicators: dict[str, float], bars: BarWindow) -> dict[
         "momentum": figure(momentum),
         "mean_reversion": figure(-stretch),
     }
-    recent = bars.volume[-_VOLUME_BARS:]
-    usual = float(recent.sum()) / len(recent)
-    if usual > 0:
+    traded = participation(bars)
+    if traded is not None:
         # participation, not direction: above 0 where the session traded more than usual
-        votes["volume"] = figure(clip((float(recent[-1]) / usual - 1) / 2))
+        votes["volume"] = figure(clip((traded - 1) / 2))
     return votes
 
 

@@ -1,6 +1,6 @@
 """What can be seen in a chart: swing levels around the price, candlestick patterns and breakouts at the newest bar.
 
-Called by the technical rules policy. Every level is an extreme of a bar, every pattern the verdict of a detector.
+Called by the technical rules policy and by whoever checks levels and patterns. Every level is an extreme of a bar, every pattern the verdict of a detector.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agents.policies.rules.figures import price_figure
+from data_pipeline.rounding import price_figure
 from utils.lean_imports import import_without
 from utils.schema import BarWindow
 from utils.schema.market import FloatArray
@@ -26,6 +26,7 @@ LEVEL_GAP_ATR = 0.5
 
 FALLBACK_BARS = 20
 BREAKOUT_BARS = 20
+BREAKOUT, BREAKDOWN = "breakout", "breakdown"
 _PATTERN_BARS = 40
 
 PATTERNS: tuple[tuple[str, Callable[..., np.ndarray], int], ...] = (
@@ -67,9 +68,9 @@ def find_patterns(bars: BarWindow) -> tuple[str, ...]:
     answers = {function: function(*recent)[-1] for function in _FUNCTIONS}
     found = [name for name, function, sign in PATTERNS if answers[function] * sign > 0]
     if bars.close[-1] > bars.high[-BREAKOUT_BARS - 1 : -1].max():
-        found.append("breakout")
+        found.append(BREAKOUT)
     elif bars.close[-1] < bars.low[-BREAKOUT_BARS - 1 : -1].min():
-        found.append("breakdown")
+        found.append(BREAKDOWN)
     return tuple(found)
 
 

@@ -1,6 +1,6 @@
 """What the filings known at t say: the newest figure of each kind, what follows from them, and the multiples' own history.
 
-Called by the fundamental rules policy. Every figure keeps the filing it stands in, or the parts it was computed from; a
+Called by the fundamental rules policy and by whoever holds an output against the filings. Every figure keeps the filing it stands in, or the parts it was computed from; a
 figure that neither is filed nor follows from filed ones does not exist here.
 """
 
@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 
-from agents.policies.rules.figures import figure
+from data_pipeline.rounding import figure
 from utils.schema import BarWindow, Filing
 
 MAX_AGE = timedelta(days=400)

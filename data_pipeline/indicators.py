@@ -1,6 +1,6 @@
 """Technical indicators of the newest bar by TA-Lib, with what is undefined left out in place of TA-Lib's zero.
 
-Called by the technical rules policy. Parameters are the usual ones and stand here once: RSI, ATR, MFI, ADX 14 (Wilder,
+Called by the technical rules policy and by whoever recomputes what an agent states. Parameters are the usual ones and stand here once: RSI, ATR, MFI, ADX 14 (Wilder,
 New Concepts in Technical Trading Systems, 1978; MFI after Quong and Soudack, 1989); MACD 12/26/9 (Appel); slow
 stochastic 14/3/3 (Lane); Bollinger bands 20/2 with the population's standard deviation (Bollinger).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from agents.policies.rules.figures import figure, price_figure
+from data_pipeline.rounding import figure, price_figure
 from utils.lean_imports import import_without
 from utils.schema import BarWindow
 
@@ -17,6 +17,7 @@ talib = import_without("talib", "pandas", "polars")
 
 MIN_BARS = 50
 LONG_BARS = 200
+VOLUME_BARS = 20
 _RECENT = 40
 """Bars that cover every indicator whose value depends on its window alone."""
 
@@ -39,6 +40,26 @@ UNITS = {
     "adx_14": "index",
 }
 """Every indicator there is, with its unit; ``index`` runs from 0 to 100."""
+
+WINDOWS = {
+    "rsi_14": 15,
+    "macd": 26,
+    "macd_signal": 34,
+    "sma_20": 20,
+    "sma_50": 50,
+    "sma_200": 200,
+    "ema_12": 12,
+    "ema_26": 26,
+    "stoch_k": 16,
+    "stoch_d": 18,
+    "bb_upper": 20,
+    "bb_lower": 20,
+    "atr_14": 15,
+    "obv": 2,
+    "mfi_14": 15,
+    "adx_14": 28,
+}
+"""Fewest bars on which an indicator is defined."""
 
 
 def compute_indicators(bars: BarWindow) -> dict[str, float]:
@@ -84,6 +105,13 @@ def compute_indicators(bars: BarWindow) -> dict[str, float]:
     if volume[-14:].sum() > 0:
         values["mfi_14"] = _clean_oscillator(flow, fell=fell)
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def participation(bars: BarWindow) -> float | None:
+    """Return the newest volume over the mean of the last `VOLUME_BARS` including it, None where nothing was traded."""
+    recent = bars.volume[-VOLUME_BARS:]
+    usual = float(recent.sum()) / len(recent) if len(recent) else 0.0
+    return float(recent[-1]) / usual if usual > 0 else None
 
 
 def _bounded(value: float) -> float:

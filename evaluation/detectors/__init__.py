@@ -1,0 +1,1 @@
+"""What code can find wrong in an agent's output, one module an agent plus what all share; see `fault_localization`."""
