@@ -130,10 +130,13 @@ def _peers(
             print(f"  {name:22} left out: {result.skipped}")
         for setting, answers in result.answers.items():
             columns[f"{name}, {setting}"] = {case: truth.figures(case, given) for case, given in answers.items()}
-            found[name][setting] = {case: asdict(one) for case, one in columns[f"{name}, {setting}"].items()}
+            found[name][setting] = {
+                case: asdict(one) | {"n": len(answers[case].ms)} for case, one in columns[f"{name}, {setting}"].items()
+            }
     print(
-        "\n  searches of the peers: p50/p99 ms, recall@10; iterative scan is hnsw.iterative_scan = relaxed_order set on the\n"
-        "  database, since none has an option for it; chromadb has no server and no such setting"
+        f"\n  searches of the peers: p50/p99 ms, recall@10, {_counts(peers)};\n"
+        "  iterative scan is hnsw.iterative_scan = relaxed_order set on the database, since none has an option for it;\n"
+        "  chromadb keeps its own files and has no such setting"
     )
     for number, name in enumerate(columns):
         print(f"    ({number}) {name}")
@@ -146,6 +149,12 @@ def _peers(
 
 def _times(figures: Figures) -> str:
     return f"{_ms(figures.p50_ms)}/{_ms(figures.p99_ms)}"
+
+
+def _counts(peers: Sequence[PeerResult]) -> str:
+    """Say how many queries the peers answered: fewer where a filter took them too long."""
+    counts = [len(given.ms) for result in peers for answers in result.answers.values() for given in answers.values()]
+    return f"n = {min(counts)} to {max(counts)} queries a filter" if counts else "no answers"
 
 
 def _cell(figures: Figures) -> str:
