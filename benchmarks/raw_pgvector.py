@@ -30,6 +30,8 @@ _EMBEDDING_COLUMNS = (
     "reward", "matured_at", "embedding",
 )  # fmt: skip
 _FILTER_COLUMNS = ("agent_type", "market_regime", "symbol", "reward", "matured_at", "recommendation")
+_MEMORY = "SET maintenance_work_mem = '512MB'"
+"""As much as the library takes; a graph that does not fit is built several times slower."""
 
 Rows = list[tuple[Any, ...]]
 
@@ -70,7 +72,7 @@ def prepare_searches(connection: psycopg.Connection[Any], vectors: Sequence[tupl
     More than the library has: the floor should be the best that raw SQL can do.
     """
     register_vector(connection)
-    connection.execute("SET maintenance_work_mem = '1GB'")
+    connection.execute(_MEMORY)
     connection.execute("CREATE TABLE full_vectors (LIKE trajectory_embeddings INCLUDING DEFAULTS)")
     connection.execute("ALTER TABLE full_vectors ALTER embedding TYPE vector(384) USING embedding::vector(384)")
     with connection.cursor() as cursor:
@@ -100,6 +102,7 @@ def build_hnsw(connection: psycopg.Connection[Any]) -> None:
         "SELECT 1 FROM pg_indexes WHERE tablename = 'trajectory_embeddings' AND indexdef LIKE '%USING hnsw%'"
     ).fetchone()
     if found is None:
+        connection.execute(_MEMORY)
         connection.execute("CREATE INDEX ON trajectory_embeddings USING hnsw (embedding halfvec_cosine_ops)")
 
 
