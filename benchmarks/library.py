@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for url in (raw_url, copy_url):
                 with psycopg.connect(url) as connection:
                     migrate(connection)
-            writes = measure_writes(data, library, raw_url, copy_url)
+            writes = measure_writes(data, library, raw_url, copy_url, progress)
             databases.drop("bench_copy")
             progress("indexing for the raw methods")
             with psycopg.connect(raw_url) as connection:

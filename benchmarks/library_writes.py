@@ -6,7 +6,7 @@ Called by the section `library`; leaves the databases filled for its searches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,13 @@ class Writes:
         return Spread.of([ours / raw for ours, raw in zip(rates["library"], rates["raw executemany"], strict=True)])
 
 
-def measure_writes(data: Experiences, library: ExperienceLibraryPostgres, raw_url: str, copy_url: str) -> Writes:
+def measure_writes(
+    data: Experiences,
+    library: ExperienceLibraryPostgres,
+    raw_url: str,
+    copy_url: str,
+    progress: Callable[[str], None],
+) -> Writes:
     """Write all rows: most of them into tables whose vectors are not indexed by the benchmark, then the rest into indexed ones.
 
     Where the library indexes its vectors by itself, the others' are indexed before their next round.
@@ -54,7 +60,7 @@ def measure_writes(data: Experiences, library: ExperienceLibraryPostgres, raw_ur
         for connection in (raw, copied):
             register_vector(connection)
         contenders: dict[str, Callable[[_Chunk], None]] = {
-            "library": lambda chunk: chunk.each(lambda batch, _: store(library, batch)),
+            "library": lambda chunk: chunk.each(lambda batch, _: library.store_trajectories(batch)),
             "raw executemany": lambda chunk: chunk.each(lambda _, rows: raw_pgvector.insert_many(raw, *rows)),
             "raw COPY": lambda chunk: chunk.each(lambda _, rows: raw_pgvector.copy(copied, *rows)),
         }
@@ -69,8 +75,9 @@ def measure_writes(data: Experiences, library: ExperienceLibraryPostgres, raw_ur
                 for connection in (raw, copied):
                     raw_pgvector.build_hnsw(connection)
                     connection.commit()
+        progress("indexing the library's vectors, then those of raw SQL")
         began = time.perf_counter()
-        maintain(library)
+        library.maintain()
         writes.library_maintain_s = time.perf_counter() - began
         began = time.perf_counter()
         raw_pgvector.build_hnsw(raw)
@@ -79,27 +86,17 @@ def measure_writes(data: Experiences, library: ExperienceLibraryPostgres, raw_ur
         if rows_indexed and _has_hnsw(library):
             raw_pgvector.build_hnsw(copied)
             copied.commit()
+            progress("writing into indexed vectors, by turns")
             writes.indexed_rows_a_round = rows_indexed
             writes.indexed_rates = {name: [] for name in contenders}
             for turn in range(INDEXED_ROUNDS):
                 _round(turn, _Chunk.of(data, start, start + rows_indexed), contenders, writes.indexed_rates)
                 start += rows_indexed
         elif rows_indexed:
-            store(library, [trajectory(data, row) for row in range(start, len(data))])
-            for batch, rows in _Chunk.of(data, start, len(data)).batches:
-                del batch
+            library.store_trajectories([trajectory(data, row) for row in range(start, len(data))])
+            for _, rows in _Chunk.of(data, start, len(data)).batches:
                 raw_pgvector.insert_many(raw, *rows)
     return writes
-
-
-def store(library: ExperienceLibraryPostgres, batch: Sequence[Trajectory]) -> None:
-    """Store a batch in one call."""
-    library.store_trajectories(batch)
-
-
-def maintain(library: ExperienceLibraryPostgres) -> None:
-    """Let the library index and analyse now."""
-    library.maintain()
 
 
 @dataclass(frozen=True)
