@@ -8,10 +8,11 @@ through the same recovery.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -23,7 +24,7 @@ from monitoring.decision_log import DecisionLog
 from monitoring.stage import Stage
 from monitoring.supervision import Heartbeat
 from orchestration.commit_lane import CommitLane
-from orchestration.coordinator import Coordinator
+from orchestration.coordinator import Analysis, Coordinator
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
@@ -38,6 +39,9 @@ _JUDGING_LAG = 2
 """Durable instants of a replay whose judging may still run while later ones are decided."""
 
 
+RECENT_FINDINGS = 10
+
+
 @dataclass
 class Progress:
     """Where the run stands, for people; written by the decision thread, read by anyone."""
@@ -48,6 +52,10 @@ class Progress:
     decisions: int = 0
     abstentions: int = 0
     outcomes: int = 0
+    findings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many findings of fault localisation there are by category and severity."""
+    recent_findings: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT_FINDINGS))
+    """The newest of them, newest first, as JSON values."""
     first_decision_after_s: float | None = None
     ended: bool = False
 
@@ -153,6 +161,8 @@ class DecisionPipeline:
         self.progress.decisions, self.progress.abstentions, self.progress.outcomes = recovery.progress_of(
             self._library, self._run_id
         )
+        self.progress.findings, latest = recovery.findings_of(self._library, self._run_id, RECENT_FINDINGS)
+        self.progress.recent_findings = deque(latest, RECENT_FINDINGS)
         self._prepared = True
 
     @property
@@ -271,7 +281,24 @@ class DecisionPipeline:
         stored = Counter(name for decision in result.decisions for name in (*decision.agents, "strategist"))
         for agent_type, number in stored.items():
             self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
+        for analysis in result.analyses:
+            self._note_findings(analysis)
         for decision in result.settlement.unsettled:
             self._telemetry.count("outcomes_unsettled_total", symbol=decision.symbol)
         for agent_type, number in result.settlement.successes.items():
             self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)
+
+    def _note_findings(self, analysis: Analysis) -> None:
+        """Count what was found in the outputs of a decision, and keep the newest for people."""
+        decision = analysis.decision
+        for name, report in analysis.reports.items():
+            for error in report.errors:
+                category, severity = str(error.category), error.severity.value
+                self.progress.findings[category, severity] += 1
+                self.progress.recent_findings.appendleft(
+                    recovery.shown_finding(
+                        decision.as_of, decision.symbol, name, category, severity, error.location, error.description
+                    )
+                )
+                self._telemetry.count("error_findings_total", category=category)
+                self._telemetry.count("error_findings_severity_total", severity=severity)

@@ -7,7 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from data_pipeline.embeddings import Embedder
+from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
+from evaluation.error_catalogue import CATALOGUE
+from evaluation.error_taxonomy import ErrorReport
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
@@ -80,6 +83,25 @@ def trajectories_of(
             )
         )
     return rows
+
+
+def findings_of(identities: Mapping[str, str], reports: Mapping[str, ErrorReport]) -> list[Finding]:
+    """Return what was found in the outputs of a decision, as rows of their trajectories."""
+    return [
+        Finding(
+            identities[name],
+            str(error.category),
+            error.severity.value,
+            error.sub_code,
+            error.location,
+            error.description,
+            error.suggested_fix,
+            CATALOGUE[error.category].detector,
+            error.evidence,
+        )
+        for name, report in reports.items()
+        for error in report.errors
+    ]
 
 
 def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:

@@ -23,7 +23,7 @@ from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from orchestration.execution.risk import Clamp, Proposal, RiskGate
 from orchestration.judging import JudgeItem
-from orchestration.records import open_decision, trajectories_of, trajectory_ids
+from orchestration.records import findings_of, open_decision, trajectories_of, trajectory_ids
 from utils.clock import isoformat
 from utils.logs import logger
 from utils.schema import Decision, Instant, Order, direction
@@ -36,9 +36,14 @@ class CycleResult:
     """What an instant led to; to be told to others once its commit is durable."""
 
     at: datetime
-    decisions: list[Decision]
+    analyses: list[Analysis]
     to_judge: list[JudgeItem]
     settlement: Settlement
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions of the instant, in order of symbols."""
+        return [analysis.decision for analysis in self.analyses]
 
 
 class TradingCycle:
@@ -120,14 +125,22 @@ class TradingCycle:
         self._broker.mark(closes, instant.at)
         identities = [trajectory_ids(self._run_id, analysis.decision) for analysis in analyses]
         rows = [row for a, ids in zip(analyses, identities, strict=True) for row in self._rows(a, ids)]
+        found = [row for a, ids in zip(analyses, identities, strict=True) for row in findings_of(ids, a.reports)]
         events, positions = self._ledger.take_pending()
         self._commits.submit(
             CycleBatch(
-                self._run_id, instant.at, events, positions, rows, settlement.updates, self._regime_changes(analyses)
+                self._run_id,
+                instant.at,
+                events,
+                positions,
+                rows,
+                settlement.updates,
+                self._regime_changes(analyses),
+                found,
             )
         )
         to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
-        return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)
+        return CycleResult(instant.at, analyses, to_judge, settlement)
 
     def _execute_session(self, view: AsOfView, instant: Instant) -> None:
         """Let the broker work the session that has just closed."""
@@ -179,7 +192,7 @@ class TradingCycle:
                 "buy" if side > 0 else "sell",
                 decision.strategist.position_size,
                 entry,
-                "the newest bar is not of this session" if analysis.snapshot.stale else None,
+                analysis.fatal or ("the newest bar is not of this session" if analysis.snapshot.stale else None),
             )
             verdict = self._risk.check(proposal, self._ledger.portfolio, reserved)
             for clamp in verdict.clamps:
