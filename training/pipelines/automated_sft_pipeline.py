@@ -28,7 +28,7 @@ from training.pipelines.gate_evidence import Call
 from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
 from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
-from utils.errors import TrainingFailed
+from utils.errors import LibraryConflict, TrainingFailed
 from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -177,9 +177,13 @@ class AutomatedSFTPipeline:
                 "matured_before": isoformat(split.train_end),
                 "market_regime": market_regime,
             }
-            training_runs.register_dataset(
-                cursor, dataset.dataset_id, "sft", self.config.agent_type, dataset.path, dataset.rows, span, query
-            )
+            try:
+                training_runs.register_dataset(
+                    cursor, dataset.dataset_id, "sft", self.config.agent_type, dataset.path, dataset.rows, span, query,
+                    dataset.trajectory_ids,
+                )  # fmt: skip
+            except LibraryConflict as error:  # retention came between choice and registration: the next check chooses anew
+                raise TrainingFailed(str(error)) from None
             training_runs.start(
                 cursor, identity, self._library.run_id, self.config.agent_type, "sft",
                 trigger=trigger, config=job.model_dump(mode="json"), data_cutoff=split.train_end, dataset_id=dataset.dataset_id, started_at=at,
