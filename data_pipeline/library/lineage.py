@@ -51,7 +51,9 @@ def backfill(cursor: psycopg.Cursor[Any]) -> int:
     A manifest that is not there, not readable, or not this dataset's leaves the record as it is. Experiences that the
     library no longer has are left out: nothing can protect them any more.
     """
-    cursor.execute("SELECT dataset_id, path, rows FROM datasets WHERE NOT items_complete ORDER BY dataset_id FOR UPDATE")
+    cursor.execute(
+        "SELECT dataset_id, path, rows FROM datasets WHERE NOT items_complete ORDER BY dataset_id FOR UPDATE"
+    )
     completed = 0
     for dataset_id, path, rows in cursor.fetchall():
         ids = _ids_of_manifest(Path(path).with_suffix(".json"), dataset_id, rows)
