@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,11 @@ import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import cycle, outcomes, similarity, trajectories
+from data_pipeline.library import cycle, outcomes, retention, similarity, trajectories
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.retention import RetentionPolicy, RetentionReport
 from data_pipeline.library.search_plan import SearchPlanner
 from data_pipeline.library.similarity import Search, SearchFilter
 from data_pipeline.library.trajectories import Trajectory, check_embedding
@@ -335,6 +336,31 @@ class ExperienceLibraryPostgres:
         """
         with self.database.connection() as connection, connection.cursor() as cursor:
             cycle.commit(cursor, batch, self.embedder.model)
+
+    def apply_retention(
+        self,
+        policy: RetentionPolicy,
+        *,
+        as_of: datetime | None = None,
+        dry_run: bool = False,
+        progress: Callable[[RetentionReport], None] = lambda report: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> RetentionReport:
+        """Remove experiences of this library's own run by age and reward, but none that something still needs.
+
+        `data_pipeline.library.retention` says what `as_of`, `progress` and `stopped` do, and `protection` what stays.
+
+        Raises
+        ------
+        ValueError
+            If `as_of` is naive.
+        LibraryUnavailable
+            If the database does not answer; applied again, it goes on where it was.
+        """
+        at = None if as_of is None else ensure_utc(as_of)
+        if dry_run:
+            return retention.plan(self.connection, policy, [self.run_id], at)
+        return retention.apply(self.connection, policy, [self.run_id], at, progress=progress, stopped=stopped)
 
     def revive(self) -> None:
         """Start the embedded server again if it is away."""

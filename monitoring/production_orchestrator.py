@@ -16,9 +16,11 @@ from typing import Any
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.feeds.factory import build_feed
+from data_pipeline.library.factory import open_library
 from data_pipeline.library.runs import Run
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
+from monitoring.daily_retention import DailyRetention
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.health_checker import Check, HealthChecker
 from monitoring.http_endpoint import HttpEndpoint
@@ -221,10 +223,10 @@ class ProductionOrchestrator:
             self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
-            load_hyper_parameters(
-                config.learning.base_model
-            )  # a fault in the file is found now, not at the first training
+            load_hyper_parameters(config.learning.base_model)  # its faults are found now, not at the first training
             self._start_learning(library, coordinator, clock, feed)
+        elif config.retention.enabled:
+            self._start_learning_stage(library, lambda at: None, "experience_library")
         if self.pipeline is not None:
             self._start_streaming(self.pipeline)
         if self._health is not None:
@@ -237,16 +239,7 @@ class ProductionOrchestrator:
             config.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"data_dir: cannot create the folder {config.data_dir}: {error.strerror}") from None
-        options: dict[str, Any] = {"telemetry": self._telemetry}
-        if config.uses_embedded_database:
-            library = ExperienceLibraryPostgres.embedded(config.data_dir, **options)
-        elif config.database_url is not None:
-            library = ExperienceLibraryPostgres(dsn=config.database_url.get_secret_value(), **options)
-        else:
-            password = config.db_password.get_secret_value()
-            library = ExperienceLibraryPostgres(
-                config.db_host or "localhost", config.db_port, config.db_name, config.db_user, password, **options
-            )
+        library = open_library(config, telemetry=self._telemetry)
         self.components["experience_library"] = library
         library.database.become_the_orchestrator()
         return library
@@ -332,14 +325,21 @@ class ProductionOrchestrator:
             return
         if self.pipeline is not None and len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
             loop.resume_after(marks[-2][0])
-        self._learning = Stage(
-            "learning", loop.check, lambda: None, library.revive, self._state_setter("learning_loop")
-        )
-        self._learning.start()
+        self._start_learning_stage(library, loop.check, "learning_loop")
         loop.driven = True
         loop.restore_champions()
-        if self.pipeline is not None:
-            self.pipeline.learning = self._learning
+
+    def _start_learning_stage(
+        self, library: ExperienceLibraryPostgres, learn: Callable[[datetime], None], component: str
+    ) -> None:
+        """Let a thread learn of every instant, and then remove what is too old by then; without a feed there is none."""
+        if self.pipeline is None:
+            return
+        retention = DailyRetention(library, self.config.retention)
+        stage = Stage("learning", retention.after(learn), lambda: None, library.revive, self._state_setter(component))
+        retention.stopped = stage.thread.heartbeat.stop.is_set
+        stage.start()
+        self._learning = self.pipeline.learning = stage
 
     def _start_streaming(self, pipeline: DecisionPipeline) -> None:
         self._streaming = SupervisedThread("decisions", pipeline.run, self._state_setter("streaming"))

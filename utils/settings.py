@@ -163,6 +163,30 @@ class LearningSettings(_Section):
     train_timeout_s: Positive = 3600.0
 
 
+class RetentionSettings(_Section):
+    """What the daemon removes once a day of its Clock, of its own run; off by default. Needs an age or a reward.
+
+    The ages have a floor: the gate's 60 held-out sessions and the two horizons before them are about 110 days, and a
+    library that remembers less can never train.
+    """
+
+    enabled: bool = False
+    max_age_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] | None = Field(
+        730, description="decided longer ago: removed; null for no limit"
+    )
+    min_reward: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="earned less: removed once old enough; null for no limit"
+    )
+    min_reward_after_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] = 180
+    batch_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(1000, description="rows of one transaction")
+
+    @model_validator(mode="after")
+    def _by_something(self) -> RetentionSettings:
+        if self.enabled and self.max_age_days is None and self.min_reward is None:
+            raise ValueError("enabled, but there is nothing to remove by; set max_age_days or min_reward")
+        return self
+
+
 # field -> environment variable; every secret may also come from a file named by VARIABLE_FILE
 ENVIRONMENT: dict[str, str] = {
     "finnhub_api_key": "FINNHUB_API_KEY",
@@ -251,6 +275,7 @@ class OrchestratorConfig(BaseModel):
     retrieval: RetrievalSettings = RetrievalSettings()
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
@@ -351,6 +376,8 @@ class OrchestratorConfig(BaseModel):
             for name, kept in values["agent_settings"].items()
             if kept != AgentSettings().model_dump(mode="json")
         }
+        if not self.retention.enabled:  # a run that began before there was retention is the same run
+            del values["retention"]
         return values
 
 
