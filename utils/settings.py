@@ -146,6 +146,15 @@ class FeedSettings(_Section):
     calendar: str = "XNYS"
 
 
+class EmbeddingSettings(_Section):
+    """What makes states comparable: hashing needs no model, an encoder works in the background."""
+
+    model: Annotated[str, Field(min_length=1)] = Field(
+        "hashing", description="hashing, minilm or a folder with a sentence-transformers model of 384 values"
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="states embedded and stored together")
+
+
 class LearningSettings(_Section):
     """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
 
@@ -243,6 +252,7 @@ class OrchestratorConfig(BaseModel):
     workflow: WorkflowSettings = WorkflowSettings()
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
@@ -343,6 +353,8 @@ class OrchestratorConfig(BaseModel):
             for name, kept in values["agent_settings"].items()
             if kept != AgentSettings().model_dump(mode="json")
         }
+        if self.embeddings.model == "hashing":
+            del values["embeddings"]  # the default, whose vectors are the same in batches of any size
         return values
 
 
