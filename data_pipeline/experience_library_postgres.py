@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import cycle, outcomes, similarity, trajectories
+from data_pipeline.library import backfill, cycle, outcomes, similarity, trajectories
+from data_pipeline.library.backfill import OnProgress
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
@@ -109,7 +110,8 @@ class ExperienceLibraryPostgres:
     def store_trajectory(self, trajectory: Trajectory) -> bool:
         """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
 
-        A trajectory without an embedding gets one of its market state.
+        A trajectory without an embedding gets one of its market state, at once if the embedder is quick enough for
+        that, else by `backfill_embeddings`.
 
         Raises
         ------
@@ -125,12 +127,10 @@ class ExperienceLibraryPostgres:
         try:
             with self.database.connection() as connection, connection.cursor() as cursor:
                 if trajectories.insert_row(cursor, row) and not trajectory.abstained:
-                    embedding = (
-                        trajectory.embedding
-                        if trajectory.embedding is not None
-                        else self.embed(trajectory.market_state)
-                    )
-                    if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                    embedding = trajectory.embedding
+                    if embedding is None and self.embedder.inline:
+                        embedding = self.embed(trajectory.market_state)
+                    if embedding is not None and any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
                         embedded = replace(trajectory, embedding=embedding)
                         similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
         except psycopg.errors.ForeignKeyViolation:
@@ -291,6 +291,52 @@ class ExperienceLibraryPostgres:
         """
         with self.database.connection() as connection, connection.cursor() as cursor:
             cycle.commit(cursor, batch, self.embedder.model)
+
+    def embed_stored(self, states: Mapping[str, Mapping[str, Any]], batch: int = 64) -> None:
+        """Embed the states of stored trajectories, by identity, in the order of a back-fill; done ones stay as they are.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If the database does not answer; batches before that are stored.
+        """
+        named = sorted(states)
+        for start in range(0, len(named), batch):
+            identities = named[start : start + batch]
+            with self.database.connection() as connection:
+                backfill.embed(connection, self.embedder, {identity: states[identity] for identity in identities})
+
+    def backfill_embeddings(
+        self,
+        batch: int = 64,
+        on_progress: OnProgress | None = None,
+        *,
+        all_runs: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Embed every trajectory that has no embedding of this library's model, oldest first; return how many.
+
+        Parameters
+        ----------
+        batch : int
+            States embedded and stored together, each batch in a transaction of its own: a kill loses at most one.
+        on_progress : callable, optional
+            Told a `BackfillProgress` at the start and after each batch.
+        all_runs : bool
+            Of every run of the database, not only of those whose experiences are read.
+        stop : callable
+            Asked before each batch.
+
+        Raises
+        ------
+        LibraryUnavailable
+            If the database does not answer; what was stored is not done again.
+        """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        runs = None if all_runs else self._visible_runs
+        with self.database.connection() as connection:
+            return backfill.run(connection, self.embedder, runs, batch, on_progress, stop)
 
     def revive(self) -> None:
         """Start the embedded server again if it is away."""

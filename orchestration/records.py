@@ -34,7 +34,10 @@ def trajectories_of(
     horizon: str,
     embedder: Embedder,
 ) -> list[Trajectory]:
-    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding."""
+    """Return the trajectories of a decision under their identities, the strategist's last.
+
+    Abstentions carry no embedding, nor does any where the embedder works in the background.
+    """
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
     rows = []
     for output in outputs:
@@ -70,7 +73,7 @@ def trajectories_of(
                 evidence_hash=snapshot.content_hash,
                 workflow_trace=trace,
                 horizon=horizon,
-                embedding=None if output.abstained else embedder.embed(state),
+                embedding=embedder.embed(state) if embedder.inline and not output.abstained else None,
             )
         )
     return rows

@@ -154,6 +154,15 @@ class EmbeddingSettings(_Section):
     )
     batch: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="states embedded and stored together")
 
+    def replaced(self, **changes: Any) -> EmbeddingSettings:
+        """Return the settings with some changed; a ConfigError for what cannot be."""
+        try:
+            return EmbeddingSettings(**{**self.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"embeddings.{_explain(item)}" for item in error.errors(include_url=False))
+            ) from None
+
 
 class LearningSettings(_Section):
     """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
