@@ -197,9 +197,11 @@ def _load(source: EncoderFolder) -> tuple[Any, Any]:
         import torch
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise ConfigError(f"embeddings.model: an encoder needs torch and transformers ({error})") from None
     torch.set_num_threads(1)  # sums in another order would give other last digits
+    disable_progress_bar()  # it would write over the daemon's own
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.transformer, **trusted)

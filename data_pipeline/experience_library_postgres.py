@@ -19,12 +19,13 @@ import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import backfill, cycle, outcomes, similarity, trajectories
+from data_pipeline.library import backfill, cycle, outcomes, similarity, trajectories, transfer
 from data_pipeline.library.backfill import OnProgress
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.trajectories import Trajectory, check_embedding
+from data_pipeline.library.transfer import ImportCounts, Selection
 from utils.clock import ensure_utc
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -337,6 +338,60 @@ class ExperienceLibraryPostgres:
         runs = None if all_runs else self._visible_runs
         with self.database.connection() as connection:
             return backfill.run(connection, self.embedder, runs, batch, on_progress, stop)
+
+    def export_trajectories(
+        self,
+        path: str | Path,
+        *,
+        agent_type: str | None = None,
+        symbol: str | None = None,
+        market_regime: str | None = None,
+        recommendation: str | None = None,
+        success: bool | None = None,
+        min_reward: float | None = None,
+        as_of: datetime | None = None,
+    ) -> int:
+        """Write trajectories of the visible runs with their embeddings to a file, in order of time; return how many.
+
+        Parameters
+        ----------
+        path : str or Path
+            ``.jsonl``: one `Trajectory.to_dict` a line in canonical JSON, and beside an embedding the name of its model
+            (`embedding_model`), or ``.parquet`` with the same as columns. Written aside and renamed.
+        as_of : datetime, optional
+            Only those whose outcome had matured before; without it also pending ones and abstentions.
+
+        Raises
+        ------
+        ValueError
+            If the path cannot be written or ends otherwise; if `as_of` is naive.
+        """
+        until = None if as_of is None else ensure_utc(as_of)
+        selection = Selection(agent_type, symbol, market_regime, recommendation, success, min_reward, until)
+        with self.database.connection() as connection:
+            return transfer.export(connection, Path(path), self._visible_runs, self.embedder.model, selection)
+
+    def import_trajectories(self, path: str | Path, *, run_id: str | None = None) -> ImportCounts:
+        """Store the trajectories of an exported file, 500 in a transaction; what is stored already changes nothing.
+
+        An outcome is added to a stored trajectory that has none. An embedding stays with the model that the file names
+        (without a name: this library's); one of this library's model is made where it is missing, at once if the
+        embedder is quick enough, else by `backfill_embeddings`.
+
+        Parameters
+        ----------
+        run_id : str, optional
+            The run that all of them are to belong to, in place of the file's.
+
+        Raises
+        ------
+        ValueError
+            For a malformed line or an unknown run, with file and line. The transaction it belongs to stores nothing;
+            earlier ones stay, and importing again passes over them.
+        LibraryConflict
+            If other content or another outcome is stored under an id, with file and line.
+        """
+        return transfer.import_file(self.database.connection, Path(path), self.embedder, run_id)
 
     def revive(self) -> None:
         """Start the embedded server again if it is away."""

@@ -41,7 +41,7 @@ def test_a_replay_ends_with_every_opinion_embedded_and_a_killed_one_leaves_the_s
     assert whole[0][1].startswith("tiny-bert-")
     assert {row[3] for row in whole} >= {True, False}  # outcomes are mirrored
     with new_home() as place:
-        with Daemon(place, *flags) as daemon:
+        with Daemon(place, *flags, "--enable_monitoring", "--replay_speed", "400000") as daemon:
             daemon.until(lambda: daemon.status().get("progress", {}).get("decisions", 0) > 10, "ten decisions")
             daemon.kill()
         ended = run_to_end(place, *flags)
