@@ -177,9 +177,7 @@ class SentenceEmbedder:
     def _encode(self, texts: list[str]) -> Vector:
         import torch
 
-        inputs = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        )
+        inputs = self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt")
         with torch.inference_mode():
             tokens = self._encoder(**inputs).last_hidden_state  # (texts, tokens, 384)
             if self._pooling == "cls":
@@ -280,7 +278,11 @@ def _pooling(folder: Path, modules: Mapping[str, str]) -> Pooling:
     modes = (
         {named}
         if isinstance(named, str)
-        else {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and key.startswith("pooling_mode_")}
+        else {
+            key.removeprefix("pooling_mode_")
+            for key, value in config.items()
+            if value is True and key.startswith("pooling_mode_")
+        }
     )
     if modes <= {"mean", "mean_tokens"} and modes:
         return "mean"

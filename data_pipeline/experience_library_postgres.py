@@ -131,7 +131,9 @@ class ExperienceLibraryPostgres:
                     embedding = trajectory.embedding
                     if embedding is None and self.embedder.inline:
                         embedding = self.embed(trajectory.market_state)
-                    if embedding is not None and any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                    if embedding is not None and any(
+                        embedding
+                    ):  # a zero vector has no direction: its similarity to anything is undefined
                         embedded = replace(trajectory, embedding=embedding)
                         similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
         except psycopg.errors.ForeignKeyViolation:

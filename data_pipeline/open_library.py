@@ -17,7 +17,7 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 
 
 def open_library(
-    config: OrchestratorConfig, *, telemetry: Telemetry = NO_TELEMETRY, embedder: Embedder | None = None
+    config: OrchestratorConfig, telemetry: Telemetry = NO_TELEMETRY, embedder: Embedder | None = None
 ) -> ExperienceLibraryPostgres:
     """Open the configured database.
 
@@ -68,7 +68,9 @@ def config_of(options: argparse.Namespace) -> OrchestratorConfig:
     if options.data_dir is None:
         config = OrchestratorConfig()
     else:
-        config = OrchestratorConfig(data_dir=options.data_dir).model_copy(update={"database_url": None, "db_host": None})
+        config = OrchestratorConfig(data_dir=options.data_dir).model_copy(
+            update={"database_url": None, "db_host": None}
+        )
     if config.uses_embedded_database and not config.data_dir.is_dir():
         raise ConfigError(f"data_dir: there is no folder {str(config.data_dir)!r}; give the one of the daemon")
     return config

@@ -50,7 +50,12 @@ class RetrievalReport:
 
 
 def report(
-    source: VectorSet, agents: dict[str, MaturedVectors], *, k: int = DEFAULT_K, queries: int = DEFAULT_QUERIES, seed: int = 42
+    source: VectorSet,
+    agents: dict[str, MaturedVectors],
+    *,
+    k: int = DEFAULT_K,
+    queries: int = DEFAULT_QUERIES,
+    seed: int = 42,
 ) -> RetrievalReport:
     """Measure retrieval for every agent of a run.
 
@@ -62,9 +67,7 @@ def report(
         Most decisions looked at in each period of an agent.
     """
     found = tuple(
-        report_agent(
-            name, data, k=k, queries=queries, block=_block(data.horizon), agents=len(agents), seed=seed
-        )
+        report_agent(name, data, k=k, queries=queries, block=_block(data.horizon), agents=len(agents), seed=seed)
         for name, data in sorted(agents.items())
     )
     return RetrievalReport(source.run_id, source.model, k, queries, seed, ERROR_RATE, found)
@@ -152,7 +155,8 @@ def load(connection: Connection, run_id: str | None, model: str | None) -> tuple
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0 with a report, 2 wrong setting or nothing to report on, 3 database not to be reached."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.retrieval_quality", description="Say what similar experiences foretell, or that they do not."
+        prog="python -m evaluation.retrieval_quality",
+        description="Say what similar experiences foretell, or that they do not.",
     )
     open_library.add_options(parser)
     parser.add_argument("--run", metavar="RUN_ID", help="default: the newest run with embeddings")
@@ -162,7 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--queries", type=_positive, default=DEFAULT_QUERIES, help=f"most decisions a period, default {DEFAULT_QUERIES}"
     )
     parser.add_argument("--seed", type=int, default=42, help="of the sample and the bootstrap, default 42")
-    parser.add_argument("--json", metavar="PATH", type=Path, help="write the report there too; - prints it instead of the text")
+    parser.add_argument(
+        "--json", metavar="PATH", type=Path, help="write the report there too; - prints it instead of the text"
+    )
     options = parser.parse_args(arguments)
     configure_logging()
     try:

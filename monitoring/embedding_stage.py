@@ -16,9 +16,7 @@ States = Mapping[str, Mapping[str, Any]]
 """Market states by trajectory."""
 
 
-def embedding_stage(
-    library: ExperienceLibraryPostgres, batch: int, on_state: Callable[[str], None]
-) -> Stage[States]:
+def embedding_stage(library: ExperienceLibraryPostgres, batch: int, on_state: Callable[[str], None]) -> Stage[States]:
     """Return the stage, not started; at each start it first does what an earlier one left over."""
 
     def recover() -> None:

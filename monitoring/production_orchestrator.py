@@ -38,7 +38,7 @@ from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable, ProviderError
+from utils.errors import ComponentStartError, LibraryUnavailable, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -232,8 +232,7 @@ class ProductionOrchestrator:
 
     def _open_library(self) -> ExperienceLibraryPostgres:
         """Open the configured database, embedded or external, and become its one orchestrator."""
-        embedder = build_embedder(self.config.embeddings)
-        library = open_library(self.config, telemetry=self._telemetry, embedder=embedder)
+        library = open_library(self.config, self._telemetry, build_embedder(self.config.embeddings))
         self.components["experience_library"] = library
         library.database.become_the_orchestrator()
         return library
@@ -286,10 +285,8 @@ class ProductionOrchestrator:
         self._register("outcome_tracker", pipeline.tracker)
         self._judging.start()
         if not library.embedder.inline:
-            self._embedding = embedding_stage(
-                library, self.config.embeddings.batch, self._state_setter("experience_library")
-            )
-            pipeline.embedding = self._embedding
+            on_state = self._state_setter("experience_library")
+            self._embedding = pipeline.embedding = embedding_stage(library, self.config.embeddings.batch, on_state)
             self._embedding.start()
 
     @property

@@ -132,9 +132,7 @@ class TradingCycle:
             )
         )
         to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
-        to_embed = {
-            row.trajectory_id: row.market_state for row in rows if row.embedding is None and not row.abstained
-        }
+        to_embed = {row.trajectory_id: row.market_state for row in rows if row.embedding is None and not row.abstained}
         return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement, to_embed)
 
     def _execute_session(self, view: AsOfView, instant: Instant) -> None:

@@ -107,7 +107,9 @@ def _parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("Parquet needs the extra of that name; pip install 'stock-agents[parquet]', or use .jsonl") from None
+        raise ConfigError(
+            "Parquet needs the extra of that name; pip install 'stock-agents[parquet]', or use .jsonl"
+        ) from None
     return pyarrow.parquet
 
 

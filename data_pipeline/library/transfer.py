@@ -177,10 +177,10 @@ def _item(place: str, record: Record, model: str, run_id: str | None) -> _Item:
 def _check_kinds(record: Mapping[str, Any]) -> None:
     """Raise a ValueError for what a wrong kind of value would break only later, without a name."""
     kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
-        **{name: (dict, "an object") for name in JSON_COLUMNS},
-        **{name: (bool, "true or false") for name in ("abstained", "shadow", "success")},
-        **{name: (str, "a time in ISO 8601") for name in ("as_of", "matured_at")},
-        **{name: (list, "a list") for name in ("similar_ids", "embedding")},
+        **dict.fromkeys(JSON_COLUMNS, (dict, "an object")),
+        **dict.fromkeys(("abstained", "shadow", "success"), (bool, "true or false")),
+        **dict.fromkeys(("as_of", "matured_at"), (str, "a time in ISO 8601")),
+        **dict.fromkeys(("similar_ids", "embedding"), (list, "a list")),
         EMBEDDING_MODEL_KEY: (str, "text"),
     }
     required = {"market_state", "agent_inputs", "abstained", "shadow", EMBEDDING_MODEL_KEY}
@@ -194,8 +194,7 @@ def _store(cursor: psycopg.Cursor[Any], items: Sequence[_Item], embedder: Embedd
     """Store a batch inside the caller's transaction."""
     _check_runs(cursor, items)
     stored = {
-        t.trajectory_id: (t, digest)
-        for t, digest in _stored(cursor, [item.trajectory.trajectory_id for item in items])
+        t.trajectory_id: (t, digest) for t, digest in _stored(cursor, [item.trajectory.trajectory_id for item in items])
     }
     new: dict[str, _Item] = {}
     updates: list[OutcomeUpdate] = []

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,7 +252,9 @@ def test_earlier_batches_stay_and_importing_again_passes_over_them(opened, tmp_p
     path = tmp_path / "long.jsonl"
     lines = [json.dumps(trajectory(number).to_dict()) for number in range(5)]
     path.write_text("\n".join([*lines[:3], "{", lines[4]]))
-    with pytest.raises(ValueError, match=r"long\.jsonl:4: .*nothing from line 3 on was stored, the 2 before are stored"):
+    with pytest.raises(
+        ValueError, match=r"long\.jsonl:4: .*nothing from line 3 on was stored, the 2 before are stored"
+    ):
         library.import_trajectories(path)
     assert library.count_trajectories() == 2
     path.write_text("\n".join(lines))

@@ -12,10 +12,11 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs the extra `training`")
 
+from encoder_factory import write_encoder
+
 from data_pipeline.embedder_factory import build_embedder, check_embedder
 from data_pipeline.embeddings import DIMENSION, Embedder, FeatureHashingEmbedder
 from data_pipeline.embeddings_encoder import MINILM_PACKAGE, SentenceEmbedder, read_folder, state_text
-from encoder_factory import write_encoder
 from utils.errors import ConfigError
 from utils.settings import EmbeddingSettings
 

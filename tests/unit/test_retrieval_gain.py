@@ -164,7 +164,9 @@ def test_the_base_rate_is_the_trailing_one_of_the_action_drawn_to_the_agents() -
 
 
 def test_smoothing_draws_the_neighbours_rate_to_the_base_rate() -> None:
-    known = retrieval_gain.Walk(np.array([0.4]), np.array([[1.0, 2.0, 2.0, 2.0, 2.0]]), np.array([3]), np.zeros((1, 1), int))
+    known = retrieval_gain.Walk(
+        np.array([0.4]), np.array([[1.0, 2.0, 2.0, 2.0, 2.0]]), np.array([3]), np.zeros((1, 1), int)
+    )
     assert probabilities(known, 2, 10.0)[0] == pytest.approx((2 + 4) / 12)
     assert probabilities(known, 5, 10.0)[0] == pytest.approx((2 + 4) / 13)  # only three were found
 
