@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,14 +21,14 @@ import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import cycle, outcomes, retention, similarity, trajectories
+from data_pipeline.library import cycle, outcomes, similarity, trajectories
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
-from data_pipeline.library.retention import RetentionPolicy, RetentionReport
 from data_pipeline.library.search_plan import SearchPlanner
 from data_pipeline.library.similarity import Search, SearchFilter
 from data_pipeline.library.trajectories import Trajectory, check_embedding
+from data_pipeline.library.upkeep import LibraryUpkeep
 from utils.clock import ensure_utc
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -36,7 +36,7 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 __all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
 
 
-class ExperienceLibraryPostgres:
+class ExperienceLibraryPostgres(LibraryUpkeep):
     """A library in a PostgreSQL database with pgvector; creates or migrates the schema.
 
     Parameters
@@ -121,7 +121,8 @@ class ExperienceLibraryPostgres:
     def store_trajectory(self, trajectory: Trajectory) -> bool:
         """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
 
-        A trajectory without an embedding gets one of its market state.
+        A trajectory without an embedding gets one of its market state, at once if the embedder is quick enough for
+        that, else by `backfill_embeddings`.
 
         Raises
         ------
@@ -137,12 +138,12 @@ class ExperienceLibraryPostgres:
         try:
             with self.database.connection() as connection, connection.cursor() as cursor:
                 if trajectories.insert_row(cursor, row) and not trajectory.abstained:
-                    embedding = (
-                        trajectory.embedding
-                        if trajectory.embedding is not None
-                        else self.embed(trajectory.market_state)
-                    )
-                    if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                    embedding = trajectory.embedding
+                    if embedding is None and self.embedder.inline:
+                        embedding = self.embed(trajectory.market_state)
+                    if embedding is not None and any(
+                        embedding
+                    ):  # a zero vector has no direction: its similarity to anything is undefined
                         embedded = replace(trajectory, embedding=embedding)
                         similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
         except psycopg.errors.ForeignKeyViolation:
@@ -288,14 +289,6 @@ class ExperienceLibraryPostgres:
         self._telemetry.count("library_searches_total", method=found.method)
         return found.experiences
 
-    def maintain(self) -> bool:
-        """Create the vector index once it pays (10,000 experiences); return whether that was now.
-
-        Takes half a minute to a minute for 100,000 experiences; writers and readers go on meanwhile.
-        """
-        with self.database.autocommit_connection() as connection:
-            return self._planner.maintain(connection)
-
     def get_statistics(self) -> dict[str, Any]:
         """Return counts and means: overall, by agent type, by market regime. Abstentions are no experiences."""
         query = """
@@ -336,31 +329,6 @@ class ExperienceLibraryPostgres:
         """
         with self.database.connection() as connection, connection.cursor() as cursor:
             cycle.commit(cursor, batch, self.embedder.model)
-
-    def apply_retention(
-        self,
-        policy: RetentionPolicy,
-        *,
-        as_of: datetime | None = None,
-        dry_run: bool = False,
-        progress: Callable[[RetentionReport], None] = lambda report: None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> RetentionReport:
-        """Remove experiences of this library's own run by age and reward, but none that something still needs.
-
-        `data_pipeline.library.retention` says what `as_of`, `progress` and `stopped` do, and `protection` what stays.
-
-        Raises
-        ------
-        ValueError
-            If `as_of` is naive.
-        LibraryUnavailable
-            If the database does not answer; applied again, it goes on where it was.
-        """
-        at = None if as_of is None else ensure_utc(as_of)
-        if dry_run:
-            return retention.plan(self.connection, policy, [self.run_id], at)
-        return retention.apply(self.connection, policy, [self.run_id], at, progress=progress, stopped=stopped)
 
     def revive(self) -> None:
         """Start the embedded server again if it is away."""

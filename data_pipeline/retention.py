@@ -12,9 +12,9 @@ from typing import Any
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.library import retention, runs
-from data_pipeline.library.factory import open_library
 from data_pipeline.library.protection import IN_WORDS
 from data_pipeline.library.retention import RetentionPolicy, RetentionReport
+from data_pipeline.library_access import open_library
 from utils.errors import ConfigError, SystemFault
 from utils.settings import OrchestratorConfig
 

@@ -1,7 +1,7 @@
-"""The decision thread: takes instants from the feed and runs the trading cycle, judging and learning beside it.
+"""The decision thread: takes instants from the feed and runs the trading cycle, judging, embedding, learning beside it.
 
 In a replay it is the keeper of the virtual clock: the next instant begins only when whatever it depends on is done, the
-learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes
+embedding and learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes
 through the same recovery.
 """
 
@@ -21,6 +21,7 @@ from data_pipeline.realtime_streaming import FeedPump
 from judge.reward_calculator import RewardCalculator
 from monitoring import recovery
 from monitoring.decision_log import DecisionLog
+from monitoring.embedding_stage import States
 from monitoring.stage import Stage
 from monitoring.supervision import Heartbeat
 from orchestration.commit_lane import CommitLane
@@ -71,8 +72,8 @@ class DecisionPipeline:
 
     Attributes
     ----------
-    judging, learning : Stage or None
-        Stages beside the decisions, set before `run`.
+    judging, embedding, learning : Stage or None
+        Stages beside the decisions, set before `run`; without the second one trajectories carry their embeddings.
     judging_backlog : callable
         Reads the opinions that no judge has seen.
     on_prepared : callable
@@ -110,6 +111,7 @@ class DecisionPipeline:
         self.judging: Stage[list[JudgeItem]] | None = None
         self.judging_backlog: Callable[[], list[JudgeItem]] = list
         self.on_prepared: Callable[[DecisionPipeline], None] = lambda pipeline: None
+        self.embedding: Stage[States] | None = None
         self.learning: Stage[datetime] | None = None
         self.progress = Progress()
         self.feed: MarketFeed
@@ -188,11 +190,14 @@ class DecisionPipeline:
         self._pump = FeedPump(self.feed, self._config.feed_settings.queue, cursor)
         self._pump.start()
         try:
-            if not self._wait_for_stages(heartbeat):
+            replay = self.feed.mode != "live"  # live, what a back-fill has left over may be embedded while it decides
+            if not (self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)) or (
+                replay and not self._idle(self.embedding, heartbeat)
+            ):
                 return
             if self.judging is not None:  # what a death of this thread kept from the judges after its commit
                 self.judging.submit(self.judging_backlog())
-                if self.feed.mode != "live" and not self._idle(self.judging, heartbeat):
+                if replay and not self._idle(self.judging, heartbeat):
                     return
             if cursor is not None and self.learning is not None:
                 self.learning.submit(cursor)  # a kill may have come before the last instant's check was done
@@ -231,6 +236,7 @@ class DecisionPipeline:
             self._settle()  # nothing to decide meanwhile, or what is decided next depends on what this one leads to
         if replay:
             self._idle(self.judging, heartbeat, self._judging_lag)
+            self._idle(self.embedding, heartbeat)
             self._idle(self.learning, heartbeat)
 
     @property
@@ -251,6 +257,8 @@ class DecisionPipeline:
         self._note(instant, result)
         if self.judging is not None:
             self.judging.submit(result.to_judge)
+        if self.embedding is not None and result.to_embed:
+            self.embedding.submit(result.to_embed)
         if self.learning is not None:
             self.learning.submit(instant.at)
 
@@ -262,11 +270,9 @@ class DecisionPipeline:
             self._on_end()
 
     def _wait_for_stages(self, heartbeat: Heartbeat) -> bool:
-        return self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)
+        return all(self._idle(stage, heartbeat) for stage in (self.judging, self.embedding, self.learning))
 
-    def _idle(
-        self, stage: Stage[list[JudgeItem]] | Stage[datetime] | None, heartbeat: Heartbeat, backlog: int = 0
-    ) -> bool:
+    def _idle(self, stage: Stage[Any] | None, heartbeat: Heartbeat, backlog: int = 0) -> bool:
         return stage is None or stage.wait_idle(heartbeat, backlog)
 
     def _note(self, instant: Instant, result: CycleResult) -> None:

@@ -116,4 +116,5 @@ def _library(orchestrator: ProductionOrchestrator, pipeline: DecisionPipeline | 
         "trajectories": orchestrator.library_size(),
         "outcome_backlog": pipeline.tracker.backlog if pipeline else 0,
         "judge_pending": pipeline.judging.pending if pipeline and pipeline.judging else 0,
+        "embedding_pending": pipeline.embedding.pending if pipeline and pipeline.embedding else 0,
     }

@@ -39,9 +39,10 @@ def trajectories_of(
     embedder: Embedder,
     similar: Mapping[str, Sequence[str]],
 ) -> list[Trajectory]:
-    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding.
+    """Return the trajectories of a decision under their identities, the strategist's last.
 
-    `similar` names, by agent, the experiences that it was given.
+    `similar` names, by agent, the experiences that it was given. Abstentions carry no embedding, nor does any where the
+    embedder works in the background.
     """
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
     rows = []
@@ -79,7 +80,7 @@ def trajectories_of(
                 workflow_trace=trace,
                 similar_ids=similar.get(output.agent_type),
                 horizon=horizon,
-                embedding=None if output.abstained else embedder.embed(state),
+                embedding=embedder.embed(state) if embedder.inline and not output.abstained else None,
             )
         )
     return rows

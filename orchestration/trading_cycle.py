@@ -7,9 +7,10 @@ handed everything it uses and never asks what time it is; replay, paper trading 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.asof_store import AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
@@ -33,12 +34,16 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 
 @dataclass(frozen=True, slots=True)
 class CycleResult:
-    """What an instant led to; to be told to others once its commit is durable."""
+    """What an instant led to; to be told to others once its commit is durable.
+
+    `to_embed` holds market states by trajectory, empty where the trajectories carry their embeddings.
+    """
 
     at: datetime
     analyses: list[Analysis]
     to_judge: list[JudgeItem]
     settlement: Settlement
+    to_embed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def decisions(self) -> list[Decision]:
@@ -140,7 +145,8 @@ class TradingCycle:
             )
         )
         to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
-        return CycleResult(instant.at, analyses, to_judge, settlement)
+        to_embed = {row.trajectory_id: row.market_state for row in rows if row.embedding is None and not row.abstained}
+        return CycleResult(instant.at, analyses, to_judge, settlement, to_embed)
 
     def _execute_session(self, view: AsOfView, instant: Instant) -> None:
         """Let the broker work the session that has just closed."""

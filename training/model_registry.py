@@ -17,8 +17,8 @@ from typing import Any
 import psycopg
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library.factory import open_library
 from data_pipeline.library.trajectories import json_value
+from data_pipeline.library_access import open_library
 from utils.errors import SystemFault
 from utils.hashing import canonical_json
 from utils.settings import OrchestratorConfig

@@ -153,6 +153,24 @@ class FeedSettings(_Section):
     calendar: str = "XNYS"
 
 
+class EmbeddingSettings(_Section):
+    """What makes states comparable: hashing needs no model, an encoder works in the background."""
+
+    model: Annotated[str, Field(min_length=1)] = Field(
+        "hashing", description="hashing, minilm or a folder with a sentence-transformers model of 384 values"
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="states embedded and stored together")
+
+    def replaced(self, **changes: Any) -> EmbeddingSettings:
+        """Return the settings with some changed; a ConfigError for what cannot be."""
+        try:
+            return EmbeddingSettings(**{**self.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"embeddings.{_explain(item)}" for item in error.errors(include_url=False))
+            ) from None
+
+
 class LearningSettings(_Section):
     """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
 
@@ -276,6 +294,7 @@ class OrchestratorConfig(BaseModel):
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
     retention: RetentionSettings = RetentionSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
@@ -378,6 +397,8 @@ class OrchestratorConfig(BaseModel):
         }
         if not self.retention.enabled:  # a run that began before there was retention is the same run
             del values["retention"]
+        if self.embeddings.model == "hashing":
+            del values["embeddings"]  # the default, whose vectors are the same in batches of any size
         return values
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from agents.policies.state_text import example_messages, prompt_messages
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library.factory import open_library
 from data_pipeline.library.trajectories import Trajectory
+from data_pipeline.library_access import open_library
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 from training import training_runs
 from training.launcher import ChildResult, run_training_child, sft_command

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library.factory import open_library
+from data_pipeline.library_access import open_library
 from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
