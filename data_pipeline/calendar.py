@@ -77,6 +77,11 @@ class ExchangeCalendar:
         """Return the close of a session in UTC; half days close early."""
         return self._closes[self._checked(session)]
 
+    def is_open(self, at: datetime) -> bool:
+        """Return whether the exchange trades at an instant; at the very close it no longer does."""
+        day = at.date()
+        return self.is_session(day) and self.open_time(day) <= at < self.close_time(day)
+
     def next_session(self, session: date, n: int = 1) -> date:
         """Return the n-th session after a date, which need not be a session itself.
 

@@ -102,7 +102,10 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SavedDataset:
-    """An immutable data set on disk: `dataset_id` is the SHA-256 of the file's bytes and its name."""
+    """An immutable data set on disk: `dataset_id` is the SHA-256 of the file's bytes and its name.
+
+    `trajectory_ids` are those of the rows that name theirs, in the file's order.
+    """
 
     dataset_id: str
     path: Path
@@ -110,6 +113,7 @@ class SavedDataset:
     rows: int
     from_at: str | None
     to_at: str | None
+    trajectory_ids: tuple[str, ...] = ()
 
 
 def render_plainly(experience: Any) -> list[Message]:
@@ -265,7 +269,13 @@ class DataSynthesisModule:
         metadata = [row.get("metadata", {}) for row in plain]
         times = sorted(m["as_of"] for m in metadata if m.get("as_of"))
         saved = SavedDataset(
-            dataset_id, path, manifest_path, len(plain), times[0] if times else None, times[-1] if times else None
+            dataset_id,
+            path,
+            manifest_path,
+            len(plain),
+            times[0] if times else None,
+            times[-1] if times else None,
+            tuple(m["trajectory_id"] for m in metadata if m.get("trajectory_id")),
         )
         manifest = {
             "dataset_id": dataset_id,

@@ -1,14 +1,14 @@
 """Embeddings of experiences: where two market states are alike, their vectors point the same way.
 
-The default needs no model: signed feature hashing of scale-free numbers and of words, deterministic on every machine.
-Used by the experience library; vectors of different `model`s are never compared.
+The default needs no model: signed feature hashing of scale-free numbers and of words, deterministic on every machine;
+encoders are in `embeddings_encoder`. Used by the experience library; vectors of different `model`s are never compared.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -19,9 +19,10 @@ from utils.hashing import sha256_hex
 
 DIMENSION = 384
 Vector = NDArray[np.float32]
+State = Mapping[str, Any] | str
 _WORD = re.compile(r"[a-z]{3,}")
 # what carries a scale (dollars, shares) says nothing about another symbol
-_SCALED = frozenset(
+SCALED_KEYS = frozenset(
     "price current_price open high low close volume indicators support_levels resistance_levels".split()
 )
 _CATEGORY_WEIGHT = 1.0
@@ -33,18 +34,25 @@ class Embedder(Protocol):
     """Turns a state or a text into 384 numbers of length 1.
 
     Failure contract: an empty state gives the zero vector; anything that is neither text nor a mapping is a TypeError.
-    Equal inputs give equal vectors.
+    Equal calls give equal vectors; another split into batches may change the last digits.
 
     Attributes
     ----------
     model : str
         Stored with each vector.
+    inline : bool
+        Whether a vector is cheap enough to be made while a decision is on its way; if not, it is made in the background.
     """
 
     model: str
+    inline: bool
 
-    def embed(self, state: Mapping[str, Any] | str) -> Vector:
+    def embed(self, state: State) -> Vector:
         """Return the embedding, shape (384,), float32."""
+        ...
+
+    def embed_many(self, states: Sequence[State]) -> Vector:
+        """Return the embeddings in order, shape (n, 384), float32."""
         ...
 
 
@@ -56,8 +64,9 @@ class FeatureHashingEmbedder:
     """
 
     model = "feature-hashing-v1"
+    inline = True
 
-    def embed(self, state: Mapping[str, Any] | str) -> Vector:
+    def embed(self, state: State) -> Vector:
         """Return the embedding, shape (384,), float32, Euclidean length 1 (0 for an empty state)."""
         vector = np.zeros(DIMENSION, dtype=np.float32)
         if isinstance(state, str):
@@ -72,10 +81,14 @@ class FeatureHashingEmbedder:
             length = math.sqrt(float(vector @ vector))
         return vector / np.float32(length) if length > 0 else vector
 
+    def embed_many(self, states: Sequence[State]) -> Vector:
+        """Return the embeddings in order, shape (n, 384), float32."""
+        return np.stack([self.embed(state) for state in states]) if states else np.zeros((0, DIMENSION), np.float32)
+
 
 def _add_state(vector: Vector, prefix: str, state: Mapping[str, Any]) -> None:
     for key, value in state.items():
-        if key in _SCALED:
+        if key in SCALED_KEYS:
             continue
         name = f"{prefix}{key}"
         if isinstance(value, (bool, str)):

@@ -28,6 +28,7 @@ from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.search_plan import SearchPlanner
 from data_pipeline.library.similarity import Search, SearchFilter
 from data_pipeline.library.trajectories import Trajectory, check_embedding
+from data_pipeline.library.upkeep import LibraryUpkeep
 from utils.clock import ensure_utc
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -35,7 +36,7 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 __all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
 
 
-class ExperienceLibraryPostgres:
+class ExperienceLibraryPostgres(LibraryUpkeep):
     """A library in a PostgreSQL database with pgvector; creates or migrates the schema.
 
     Parameters
@@ -120,7 +121,8 @@ class ExperienceLibraryPostgres:
     def store_trajectory(self, trajectory: Trajectory) -> bool:
         """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
 
-        A trajectory without an embedding gets one of its market state.
+        A trajectory without an embedding gets one of its market state, at once if the embedder is quick enough for
+        that, else by `backfill_embeddings`.
 
         Raises
         ------
@@ -136,12 +138,12 @@ class ExperienceLibraryPostgres:
         try:
             with self.database.connection() as connection, connection.cursor() as cursor:
                 if trajectories.insert_row(cursor, row) and not trajectory.abstained:
-                    embedding = (
-                        trajectory.embedding
-                        if trajectory.embedding is not None
-                        else self.embed(trajectory.market_state)
-                    )
-                    if any(embedding):  # a zero vector has no direction: its similarity to anything is undefined
+                    embedding = trajectory.embedding
+                    if embedding is None and self.embedder.inline:
+                        embedding = self.embed(trajectory.market_state)
+                    if embedding is not None and any(
+                        embedding
+                    ):  # a zero vector has no direction: its similarity to anything is undefined
                         embedded = replace(trajectory, embedding=embedding)
                         similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
         except psycopg.errors.ForeignKeyViolation:
@@ -286,14 +288,6 @@ class ExperienceLibraryPostgres:
             found = self._planner.search(search, cursor, filter_by, exact=self.exact_search if exact is None else exact)
         self._telemetry.count("library_searches_total", method=found.method)
         return found.experiences
-
-    def maintain(self) -> bool:
-        """Create the vector index once it pays (10,000 experiences); return whether that was now.
-
-        Takes half a minute to a minute for 100,000 experiences; writers and readers go on meanwhile.
-        """
-        with self.database.autocommit_connection() as connection:
-            return self._planner.maintain(connection)
 
     def get_statistics(self) -> dict[str, Any]:
         """Return counts and means: overall, by agent type, by market regime. Abstentions are no experiences."""

@@ -6,6 +6,8 @@ they examine. It never raises on content, never asks a model, and never reads th
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from evaluation.detectors import claims, evidence, fundamental, general, news, schema, strategist, technical
@@ -186,17 +188,19 @@ class FaultLocalizationEngine:
                 f"agent_type {agent_type!r} is none of {', '.join(RULES)}{nearest(str(agent_type), RULES)}"
             )
         case = detector.examine(output, ground_truth)
-        errors = tuple(_gravest_first(case.errors))
-        overall = _CLASSIFIER.determine_overall_severity(errors)
-        return ErrorReport(
-            agent_type,
-            errors,
-            overall,
-            _CLASSIFIER.is_acceptable(overall),
-            _summary(agent_type, errors, overall),
-            case.timestamp,
-            case.not_checked,
-        )
+        return report_of(agent_type, case.errors, case.timestamp, case.not_checked)
+
+
+def report_of(
+    agent_type: str, found: Sequence[ErrorInstance], timestamp: datetime | None, not_checked: Mapping[str, str]
+) -> ErrorReport:
+    """Return the report on an output in which these errors were found, gravest first."""
+    errors = tuple(_gravest_first(list(found)))
+    overall = _CLASSIFIER.determine_overall_severity(errors)
+    acceptable = _CLASSIFIER.is_acceptable(overall)
+    return ErrorReport(
+        agent_type, errors, overall, acceptable, _summary(agent_type, errors, overall), timestamp, not_checked
+    )
 
 
 def _gravest_first(errors: list[ErrorInstance]) -> list[ErrorInstance]:

@@ -1,17 +1,18 @@
-"""The decision thread: takes instants from the feed and runs the trading cycle, judging and learning beside it.
+"""The decision thread: takes instants from the feed and runs the trading cycle, judging, embedding, learning beside it.
 
 In a replay it is the keeper of the virtual clock: the next instant begins only when whatever it depends on is done, the
-learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes
+embedding and learning of the present one and the grades that fall due. A restart, after a crash of the thread or of the process, goes
 through the same recovery.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -20,10 +21,11 @@ from data_pipeline.realtime_streaming import FeedPump
 from judge.reward_calculator import RewardCalculator
 from monitoring import recovery
 from monitoring.decision_log import DecisionLog
+from monitoring.embedding_stage import States
 from monitoring.stage import Stage
 from monitoring.supervision import Heartbeat
 from orchestration.commit_lane import CommitLane
-from orchestration.coordinator import Coordinator
+from orchestration.coordinator import Analysis, Coordinator
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
@@ -38,6 +40,9 @@ _JUDGING_LAG = 2
 """Durable instants of a replay whose judging may still run while later ones are decided."""
 
 
+RECENT_FINDINGS = 10
+
+
 @dataclass
 class Progress:
     """Where the run stands, for people; written by the decision thread, read by anyone."""
@@ -48,6 +53,10 @@ class Progress:
     decisions: int = 0
     abstentions: int = 0
     outcomes: int = 0
+    findings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many findings of fault localisation there are by category and severity."""
+    recent_findings: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT_FINDINGS))
+    """The newest of them, newest first, as JSON values."""
     first_decision_after_s: float | None = None
     ended: bool = False
 
@@ -63,8 +72,8 @@ class DecisionPipeline:
 
     Attributes
     ----------
-    judging, learning : Stage or None
-        Stages beside the decisions, set before `run`.
+    judging, embedding, learning : Stage or None
+        Stages beside the decisions, set before `run`; without the second one trajectories carry their embeddings.
     judging_backlog : callable
         Reads the opinions that no judge has seen.
     on_prepared : callable
@@ -102,6 +111,7 @@ class DecisionPipeline:
         self.judging: Stage[list[JudgeItem]] | None = None
         self.judging_backlog: Callable[[], list[JudgeItem]] = list
         self.on_prepared: Callable[[DecisionPipeline], None] = lambda pipeline: None
+        self.embedding: Stage[States] | None = None
         self.learning: Stage[datetime] | None = None
         self.progress = Progress()
         self.feed: MarketFeed
@@ -153,6 +163,8 @@ class DecisionPipeline:
         self.progress.decisions, self.progress.abstentions, self.progress.outcomes = recovery.progress_of(
             self._library, self._run_id
         )
+        self.progress.findings, latest = recovery.findings_of(self._library, self._run_id, RECENT_FINDINGS)
+        self.progress.recent_findings = deque(latest, RECENT_FINDINGS)
         self._prepared = True
 
     @property
@@ -178,11 +190,14 @@ class DecisionPipeline:
         self._pump = FeedPump(self.feed, self._config.feed_settings.queue, cursor)
         self._pump.start()
         try:
-            if not self._wait_for_stages(heartbeat):
+            replay = self.feed.mode != "live"  # live, what a back-fill has left over may be embedded while it decides
+            if not (self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)) or (
+                replay and not self._idle(self.embedding, heartbeat)
+            ):
                 return
             if self.judging is not None:  # what a death of this thread kept from the judges after its commit
                 self.judging.submit(self.judging_backlog())
-                if self.feed.mode != "live" and not self._idle(self.judging, heartbeat):
+                if replay and not self._idle(self.judging, heartbeat):
                     return
             if cursor is not None and self.learning is not None:
                 self.learning.submit(cursor)  # a kill may have come before the last instant's check was done
@@ -221,6 +236,7 @@ class DecisionPipeline:
             self._settle()  # nothing to decide meanwhile, or what is decided next depends on what this one leads to
         if replay:
             self._idle(self.judging, heartbeat, self._judging_lag)
+            self._idle(self.embedding, heartbeat)
             self._idle(self.learning, heartbeat)
 
     @property
@@ -241,6 +257,8 @@ class DecisionPipeline:
         self._note(instant, result)
         if self.judging is not None:
             self.judging.submit(result.to_judge)
+        if self.embedding is not None and result.to_embed:
+            self.embedding.submit(result.to_embed)
         if self.learning is not None:
             self.learning.submit(instant.at)
 
@@ -252,11 +270,9 @@ class DecisionPipeline:
             self._on_end()
 
     def _wait_for_stages(self, heartbeat: Heartbeat) -> bool:
-        return self._idle(self.judging, heartbeat) and self._idle(self.learning, heartbeat)
+        return all(self._idle(stage, heartbeat) for stage in (self.judging, self.embedding, self.learning))
 
-    def _idle(
-        self, stage: Stage[list[JudgeItem]] | Stage[datetime] | None, heartbeat: Heartbeat, backlog: int = 0
-    ) -> bool:
+    def _idle(self, stage: Stage[Any] | None, heartbeat: Heartbeat, backlog: int = 0) -> bool:
         return stage is None or stage.wait_idle(heartbeat, backlog)
 
     def _note(self, instant: Instant, result: CycleResult) -> None:
@@ -271,7 +287,24 @@ class DecisionPipeline:
         stored = Counter(name for decision in result.decisions for name in (*decision.agents, "strategist"))
         for agent_type, number in stored.items():
             self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
+        for analysis in result.analyses:
+            self._note_findings(analysis)
         for decision in result.settlement.unsettled:
             self._telemetry.count("outcomes_unsettled_total", symbol=decision.symbol)
         for agent_type, number in result.settlement.successes.items():
             self._telemetry.count("trajectories_successful_total", number, agent_type=agent_type)
+
+    def _note_findings(self, analysis: Analysis) -> None:
+        """Count what was found in the outputs of a decision, and keep the newest for people."""
+        decision = analysis.decision
+        for name, report in analysis.reports.items():
+            for error in report.errors:
+                category, severity = str(error.category), error.severity.value
+                self.progress.findings[category, severity] += 1
+                self.progress.recent_findings.appendleft(
+                    recovery.shown_finding(
+                        decision.as_of, decision.symbol, name, category, severity, error.location, error.description
+                    )
+                )
+                self._telemetry.count("error_findings_total", category=category)
+                self._telemetry.count("error_findings_severity_total", severity=severity)

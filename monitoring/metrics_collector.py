@@ -83,6 +83,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("workflow_rewrites_total", "C", "Rewriting rules that fired", ("rule",)),
     MetricSpec("risk_clamps_total", "C", "Clamps and rejections by the risk gates", ("gate",)),
     MetricSpec("error_findings_total", "C", "Findings of fault localisation", ("category",)),
+    MetricSpec("error_findings_severity_total", "C", "The same findings, by how grave they are", ("severity",)),
     MetricSpec("model_version_info", "G", "1 for the policy that serves an agent", ("agent_type", "version")),
     MetricSpec("model_promotions_total", "C", "Models that became champion", ("agent_type",)),
     MetricSpec("model_rejections_total", "C", "Models that the gate rejected", ("agent_type",)),

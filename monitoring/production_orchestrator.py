@@ -13,13 +13,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from data_pipeline.embedder_factory import build_embedder
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.feeds.factory import build_feed
 from data_pipeline.library.runs import Run
+from data_pipeline.library_access import open_library
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
+from monitoring.daily_retention import DailyRetention
 from monitoring.decision_pipeline import DecisionPipeline
+from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.metrics_collector import MetricsCollector
@@ -36,7 +40,7 @@ from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable, ProviderError
+from utils.errors import ComponentStartError, LibraryUnavailable, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -88,6 +92,7 @@ class ProductionOrchestrator:
         self._health: HealthChecker | None = None
         self._endpoint: HttpEndpoint | None = None
         self._judging: Stage[list[JudgeItem]] | None = None
+        self._embedding: Stage[States] | None = None
         self._learning: Stage[datetime] | None = None
         self._streaming: SupervisedThread | None = None
         self._supervision: SupervisedThread | None = None
@@ -221,10 +226,10 @@ class ProductionOrchestrator:
             self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
-            load_hyper_parameters(
-                config.learning.base_model
-            )  # a fault in the file is found now, not at the first training
+            load_hyper_parameters(config.learning.base_model)  # its faults are found now, not at the first training
             self._start_learning(library, coordinator, clock, feed)
+        elif config.retention.enabled:
+            self._start_learning_stage(library, lambda at: None, "experience_library")
         if self.pipeline is not None:
             self._start_streaming(self.pipeline)
         if self._health is not None:
@@ -232,21 +237,7 @@ class ProductionOrchestrator:
 
     def _open_library(self) -> ExperienceLibraryPostgres:
         """Open the configured database, embedded or external, and become its one orchestrator."""
-        config = self.config
-        try:
-            config.data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"data_dir: cannot create the folder {config.data_dir}: {error.strerror}") from None
-        options: dict[str, Any] = {"telemetry": self._telemetry}
-        if config.uses_embedded_database:
-            library = ExperienceLibraryPostgres.embedded(config.data_dir, **options)
-        elif config.database_url is not None:
-            library = ExperienceLibraryPostgres(dsn=config.database_url.get_secret_value(), **options)
-        else:
-            password = config.db_password.get_secret_value()
-            library = ExperienceLibraryPostgres(
-                config.db_host or "localhost", config.db_port, config.db_name, config.db_user, password, **options
-            )
+        library = open_library(self.config, telemetry=self._telemetry, embedder=build_embedder(self.config.embeddings))
         self.components["experience_library"] = library
         library.database.become_the_orchestrator()
         return library
@@ -257,6 +248,8 @@ class ProductionOrchestrator:
             return None
         data = feed.identity()
         settings = self.config.identity()
+        if "embeddings" in settings:  # by what it holds, wherever the folder is
+            settings["embeddings"] = {**settings["embeddings"], "model": library.embedder.model}
         base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
         identity = recovery.RunIdentity(base, feed.mode, settings, data)
         run = recovery.open_run(library, identity, fresh=self.config.fresh)
@@ -296,6 +289,15 @@ class ProductionOrchestrator:
         self._register("broker", pipeline.broker)
         self._register("outcome_tracker", pipeline.tracker)
         self._judging.start()
+        if not library.embedder.inline:
+            on_state = self._state_setter("experience_library")
+            self._embedding = pipeline.embedding = embedding_stage(library, self.config.embeddings.batch, on_state)
+            self._embedding.start()
+
+    @property
+    def _stages(self) -> list[Stage[Any]]:
+        """The stages that there are, in the order they are stopped."""
+        return [stage for stage in (self._learning, self._embedding, self._judging) if stage is not None]
 
     def _start_learning(
         self, library: ExperienceLibraryPostgres, coordinator: Coordinator, clock: Clock, feed: MarketFeed | None
@@ -332,14 +334,21 @@ class ProductionOrchestrator:
             return
         if self.pipeline is not None and len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
             loop.resume_after(marks[-2][0])
-        self._learning = Stage(
-            "learning", loop.check, lambda: None, library.revive, self._state_setter("learning_loop")
-        )
-        self._learning.start()
+        self._start_learning_stage(library, loop.check, "learning_loop")
         loop.driven = True
         loop.restore_champions()
-        if self.pipeline is not None:
-            self.pipeline.learning = self._learning
+
+    def _start_learning_stage(
+        self, library: ExperienceLibraryPostgres, learn: Callable[[datetime], None], component: str
+    ) -> None:
+        """Let a thread learn of every instant, and then remove what is too old by then; without a feed there is none."""
+        if self.pipeline is None:
+            return
+        retention = DailyRetention(library, self.config.retention)
+        stage = Stage("learning", retention.after(learn), lambda: None, library.revive, self._state_setter(component))
+        retention.stopped = stage.thread.heartbeat.stop.is_set
+        stage.start()
+        self._learning = self.pipeline.learning = stage
 
     def _start_streaming(self, pipeline: DecisionPipeline) -> None:
         self._streaming = SupervisedThread("decisions", pipeline.run, self._state_setter("streaming"))
@@ -411,7 +420,7 @@ class ProductionOrchestrator:
             self._lock_held = library.database.holds_the_lock()
         except ComponentStartError as error:
             self._lock_held = False
-            for thread in (self._streaming, *(stage.thread for stage in (self._learning, self._judging) if stage)):
+            for thread in (self._streaming, *(stage.thread for stage in self._stages)):
                 if thread is not None:
                     thread.heartbeat.stop.set()
             if (learning := self.components.get("learning_loop")) is not None:
@@ -474,8 +483,8 @@ class ProductionOrchestrator:
         learning = self.components.get("learning_loop")
         if learning is not None:
             learning.stop()
-        for stage in (self._learning, self._judging):
-            if stage is not None and not stage.stop(left()):
+        for stage in self._stages:
+            if not stage.stop(left()):
                 logger.warning("%s did not stop in time", stage.thread.name)
         if self._health is not None:
             self._health.stop()

@@ -5,6 +5,7 @@ A new run finds nothing and begins; a killed one finds its last committed cycle.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -12,10 +13,11 @@ from typing import Any
 
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library import evaluations, portfolio_log, runs, trajectories
+from data_pipeline.library import evaluations, findings, portfolio_log, runs, trajectories
 from data_pipeline.library.runs import Mode, Run
 from orchestration.execution.outcomes import OpenDecision, Opinion, OutcomeTracker
 from orchestration.execution.portfolio import Ledger
+from utils.clock import isoformat
 from utils.hashing import content_hash
 from utils.schema import direction
 
@@ -107,6 +109,25 @@ def progress_of(library: ExperienceLibraryPostgres, run_id: str) -> tuple[int, i
             (run_id,),
         ).fetchone()
     return (row[0], row[1], row[2]) if row else (0, 0, 0)
+
+
+def findings_of(
+    library: ExperienceLibraryPostgres, run_id: str, newest: int
+) -> tuple[Counter[tuple[str, str]], list[dict[str, Any]]]:
+    """Return how many findings of fault localisation a run has by category and severity, and its newest ones."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        latest = [shown_finding(*row) for row in findings.latest(cursor, run_id, newest)]
+        return Counter(findings.counts(cursor, run_id)), latest
+
+
+def shown_finding(
+    as_of: datetime, symbol: str, agent_type: str, category: str, severity: str, pointer: str, description: str
+) -> dict[str, Any]:
+    """Return a finding as people are shown it."""
+    return {
+        "as_of": isoformat(as_of), "symbol": symbol, "agent_type": agent_type, "category": category, "severity": severity,
+        "location": pointer, "description": description,
+    }  # fmt: skip
 
 
 def stored_decisions(library: ExperienceLibraryPostgres, run_id: str) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ Asked once by the orchestrator and by ``--check_config``; every choice that beco
 
 from __future__ import annotations
 
+from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
 from utils.errors import ConfigError
 from utils.logs import logger
@@ -23,6 +24,7 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
         known = "auto serves a local model once one is promoted, rules never does"
         raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
     check_feed(config)
+    check_embedder(config.embeddings)
     unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
     if unused:
         logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | No
         "regime": pipeline.cycle.regimes if pipeline else {},
         "models": coordinator.policies if coordinator else {},
         "experience_library": _library(orchestrator, pipeline, library.location) if library else None,
+        "findings": _findings(pipeline) if pipeline else None,
         "learning_loop": learning.snapshot() if learning else None,
         "metrics": {"port": orchestrator.metrics_port} if orchestrator.metrics_port else None,
         "health": health.get_system_health() if health else None,
@@ -95,10 +97,24 @@ def _progress(pipeline: DecisionPipeline) -> dict[str, Any]:
     }
 
 
+def _findings(pipeline: DecisionPipeline) -> dict[str, Any]:
+    found = pipeline.progress.findings.copy()
+    by_severity: Counter[str] = Counter()
+    for (_, severity), number in found.items():
+        by_severity[severity] += number
+    return {
+        "total": found.total(),
+        "by_category": {category: number for (category, _), number in found.most_common()},
+        "by_severity": dict(by_severity),
+        "recent": [dict(finding) for finding in pipeline.progress.recent_findings],
+    }
+
+
 def _library(orchestrator: ProductionOrchestrator, pipeline: DecisionPipeline | None, location: str) -> dict[str, Any]:
     return {
         "location": location,
         "trajectories": orchestrator.library_size(),
         "outcome_backlog": pipeline.tracker.backlog if pipeline else 0,
         "judge_pending": pipeline.judging.pending if pipeline and pipeline.judging else 0,
+        "embedding_pending": pipeline.embedding.pending if pipeline and pipeline.embedding else 0,
     }

@@ -21,6 +21,9 @@ from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed
+from evaluation.error_taxonomy import ErrorReport
+from evaluation.fault_localization import FaultLocalizationEngine
+from evaluation.ground_truth import GroundTruth
 from orchestration.execution.portfolio import Portfolio
 from orchestration.execution.risk import Proposal, RiskGate
 from orchestration.records import decision_id
@@ -51,6 +54,18 @@ class Analysis:
     regime: RegimeDetection
     similar: Mapping[str, tuple[str, ...]]
     """The experiences that each agent was given, by identity."""
+    reports: Mapping[str, ErrorReport]
+    """What fault localisation found in each agent's output."""
+
+    @property
+    def fatal(self) -> str | None:
+        """The first fatal finding in any output of the decision, in words; it must not be traded on. None without one."""
+        for name, report in self.reports.items():
+            for error in report.get_fatal_errors():
+                return (
+                    f"fatal finding in the {name} agent's output: {error.category} at {error.location or 'the output'}"
+                )
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,7 @@ class Coordinator:
         self._agents = dict(agents or build_agents(self._config, telemetry=telemetry))
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
+        self._engine = FaultLocalizationEngine()
         self._run_id = run_id
         self._memory = memory
         self._telemetry = telemetry
@@ -153,11 +169,25 @@ class Coordinator:
         for index, request in enumerate(asked):
             similar[index]["strategist"] = tuple(e.trajectory_id for e in request.experiences)
         return [
-            Analysis(self._decision(snapshot, regime, given, verdict), snapshot, regime, known)
-            for snapshot, regime, given, verdict, known in zip(
-                snapshots, regimes, outputs, self._ask("strategist", asked), similar, strict=True
+            self._examined(self._decision(request, given, verdict), request, known)
+            for request, given, verdict, known in zip(
+                asked, outputs, self._ask("strategist", asked), similar, strict=True
             )
         ]
+
+    def _examined(self, decision: Decision, request: PolicyRequest, similar: Mapping[str, tuple[str, ...]]) -> Analysis:
+        """Look for errors in every output of a decision, on what was known when it was taken."""
+        snapshot = request.snapshot
+        truth = GroundTruth(
+            snapshot,
+            agent_outputs=decision.agents,
+            workflow=decision.workflow,
+            portfolio=request.portfolio,
+            market_open=self._market.calendar.is_open(snapshot.as_of) if self._market else None,
+        )
+        outputs = {**decision.agents, "strategist": decision.strategist}
+        reports = {name: self._engine.detect_faults(name, output, truth) for name, output in sorted(outputs.items())}
+        return Analysis(decision, snapshot, request.regime, similar, reports)
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None
@@ -283,9 +313,8 @@ class Coordinator:
         self._telemetry.gauge("agent_confidence", answers[-1].confidence, agent_type=name)
         return answers
 
-    def _decision(
-        self, snapshot: MarketSnapshot, regime: RegimeDetection, agents: dict[str, AgentOutput], verdict: AgentOutput
-    ) -> Decision:
+    def _decision(self, request: PolicyRequest, agents: dict[str, AgentOutput], verdict: AgentOutput) -> Decision:
+        snapshot, regime = request.snapshot, request.regime
         if not isinstance(verdict, StrategistOutput):
             raise TypeError(f"the strategist answered with a {type(verdict).__name__}")
         steps = [{"step": "agents", "ran": sorted(agents)}, {"step": "strategist", "ran": ["strategist"]}]
@@ -365,6 +394,17 @@ def _documented(analysis: Analysis) -> dict[str, Any]:
         },
         "regime": decision.regime,
         "workflow": decision.workflow,
-        "findings": None,  # no detector looks in this version
+        "findings": [
+            {
+                "agent": name,
+                "category": str(e.category),
+                "severity": e.severity.value,
+                "location": e.location,
+                "description": e.description,
+                "suggested_fix": e.suggested_fix,
+            }
+            for name, report in analysis.reports.items()
+            for e in report.errors
+        ],
         "cost_usd": s.cost_usd + sum(out.cost_usd for out in decision.agents.values()),
     }

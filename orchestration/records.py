@@ -7,7 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from data_pipeline.embeddings import Embedder
+from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
+from evaluation.error_catalogue import CATALOGUE
+from evaluation.error_taxonomy import ErrorReport
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
@@ -36,9 +39,10 @@ def trajectories_of(
     embedder: Embedder,
     similar: Mapping[str, Sequence[str]],
 ) -> list[Trajectory]:
-    """Return the trajectories of a decision under their identities, the strategist's last; abstentions carry no embedding.
+    """Return the trajectories of a decision under their identities, the strategist's last.
 
-    `similar` names, by agent, the experiences that it was given.
+    `similar` names, by agent, the experiences that it was given. Abstentions carry no embedding, nor does any where the
+    embedder works in the background.
     """
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
     rows = []
@@ -76,10 +80,29 @@ def trajectories_of(
                 workflow_trace=trace,
                 similar_ids=similar.get(output.agent_type),
                 horizon=horizon,
-                embedding=None if output.abstained else embedder.embed(state),
+                embedding=embedder.embed(state) if embedder.inline and not output.abstained else None,
             )
         )
     return rows
+
+
+def findings_of(identities: Mapping[str, str], reports: Mapping[str, ErrorReport]) -> list[Finding]:
+    """Return what was found in the outputs of a decision, as rows of their trajectories."""
+    return [
+        Finding(
+            identities[name],
+            str(error.category),
+            error.severity.value,
+            error.sub_code,
+            error.location,
+            error.description,
+            error.suggested_fix,
+            CATALOGUE[error.category].detector,
+            error.evidence,
+        )
+        for name, report in reports.items()
+        for error in report.errors
+    ]
 
 
 def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:

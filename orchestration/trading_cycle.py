@@ -7,9 +7,10 @@ handed everything it uses and never asks what time it is; replay, paper trading 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.asof_store import AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
@@ -23,7 +24,7 @@ from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from orchestration.execution.risk import Clamp, Proposal, RiskGate
 from orchestration.judging import JudgeItem
-from orchestration.records import open_decision, trajectories_of, trajectory_ids
+from orchestration.records import findings_of, open_decision, trajectories_of, trajectory_ids
 from utils.clock import isoformat
 from utils.logs import logger
 from utils.schema import Decision, Instant, Order, direction
@@ -33,12 +34,21 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 
 @dataclass(frozen=True, slots=True)
 class CycleResult:
-    """What an instant led to; to be told to others once its commit is durable."""
+    """What an instant led to; to be told to others once its commit is durable.
+
+    `to_embed` holds market states by trajectory, empty where the trajectories carry their embeddings.
+    """
 
     at: datetime
-    decisions: list[Decision]
+    analyses: list[Analysis]
     to_judge: list[JudgeItem]
     settlement: Settlement
+    to_embed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions of the instant, in order of symbols."""
+        return [analysis.decision for analysis in self.analyses]
 
 
 class TradingCycle:
@@ -120,14 +130,23 @@ class TradingCycle:
         self._broker.mark(closes, instant.at)
         identities = [trajectory_ids(self._run_id, analysis.decision) for analysis in analyses]
         rows = [row for a, ids in zip(analyses, identities, strict=True) for row in self._rows(a, ids)]
+        found = [row for a, ids in zip(analyses, identities, strict=True) for row in findings_of(ids, a.reports)]
         events, positions = self._ledger.take_pending()
         self._commits.submit(
             CycleBatch(
-                self._run_id, instant.at, events, positions, rows, settlement.updates, self._regime_changes(analyses)
+                self._run_id,
+                instant.at,
+                events,
+                positions,
+                rows,
+                settlement.updates,
+                self._regime_changes(analyses),
+                found,
             )
         )
         to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
-        return CycleResult(instant.at, [analysis.decision for analysis in analyses], to_judge, settlement)
+        to_embed = {row.trajectory_id: row.market_state for row in rows if row.embedding is None and not row.abstained}
+        return CycleResult(instant.at, analyses, to_judge, settlement, to_embed)
 
     def _execute_session(self, view: AsOfView, instant: Instant) -> None:
         """Let the broker work the session that has just closed."""
@@ -179,7 +198,7 @@ class TradingCycle:
                 "buy" if side > 0 else "sell",
                 decision.strategist.position_size,
                 entry,
-                "the newest bar is not of this session" if analysis.snapshot.stale else None,
+                analysis.fatal or ("the newest bar is not of this session" if analysis.snapshot.stale else None),
             )
             verdict = self._risk.check(proposal, self._ledger.portfolio, reserved)
             for clamp in verdict.clamps:

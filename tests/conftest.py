@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,13 @@ def fresh_database(database_url: str) -> Iterator[str]:
     """The URL of a new, empty database, dropped afterwards."""
     with _new_database(database_url) as url:
         yield url
+
+
+@pytest.fixture
+def new_database(database_url: str) -> Iterator[Callable[[], str]]:
+    """Makes new, empty databases and gives their URLs; all are dropped afterwards."""
+    with contextlib.ExitStack() as made:
+        yield lambda: made.enter_context(_new_database(database_url))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import psycopg
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import json_value
+from data_pipeline.library_access import open_library
 from utils.errors import SystemFault
 from utils.hashing import canonical_json
 from utils.settings import OrchestratorConfig
@@ -173,21 +174,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
     sys.stderr.write(f"error: there is no version {options.version!r}; 'list' shows what there is\n")
     return 2
-
-
-def open_library(config: OrchestratorConfig) -> ExperienceLibraryPostgres:
-    """Open the configured database, without becoming its orchestrator."""
-    if config.uses_embedded_database:
-        return ExperienceLibraryPostgres.embedded(config.data_dir)
-    if config.database_url is not None:
-        return ExperienceLibraryPostgres(dsn=config.database_url.get_secret_value())
-    return ExperienceLibraryPostgres(
-        config.db_host or "localhost",
-        config.db_port,
-        config.db_name,
-        config.db_user,
-        config.db_password.get_secret_value(),
-    )
 
 
 if __name__ == "__main__":

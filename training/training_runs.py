@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from data_pipeline.library import lineage
 from data_pipeline.library.trajectories import json_value
 
 
@@ -93,13 +94,26 @@ def register_dataset(
     rows: int,
     span: tuple[datetime | None, datetime | None],
     query: Mapping[str, Any],
+    trajectory_ids: Sequence[str],
 ) -> None:
-    """Record an immutable dataset; the same content again changes nothing."""
+    """Record an immutable dataset and the experiences it holds; the same content again changes nothing.
+
+    Parameters
+    ----------
+    trajectory_ids : sequence of str
+        Of every row. Fewer than `rows`: the dataset protects whatever its agent had decided until its end.
+
+    Raises
+    ------
+    LibraryConflict
+        If one of the experiences is no longer in the library.
+    """
     cursor.execute(
         "INSERT INTO datasets (dataset_id, kind, agent_type, path, rows, from_at, to_at, query) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
         "ON CONFLICT (dataset_id) DO NOTHING",
         (dataset_id, kind, agent_type, str(path), rows, *span, json_value(query)),
     )
+    lineage.record(cursor, dataset_id, trajectory_ids)
 
 
 def of_run(

@@ -153,6 +153,24 @@ class FeedSettings(_Section):
     calendar: str = "XNYS"
 
 
+class EmbeddingSettings(_Section):
+    """What makes states comparable: hashing needs no model, an encoder works in the background."""
+
+    model: Annotated[str, Field(min_length=1)] = Field(
+        "hashing", description="hashing, minilm or a folder with a sentence-transformers model of 384 values"
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="states embedded and stored together")
+
+    def replaced(self, **changes: Any) -> EmbeddingSettings:
+        """Return the settings with some changed; a ConfigError for what cannot be."""
+        try:
+            return EmbeddingSettings(**{**self.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"embeddings.{_explain(item)}" for item in error.errors(include_url=False))
+            ) from None
+
+
 class LearningSettings(_Section):
     """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
 
@@ -161,6 +179,30 @@ class LearningSettings(_Section):
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
     base_model: str = Field("builtin:tiny", description="builtin:tiny or a folder with a Hugging Face model")
     train_timeout_s: Positive = 3600.0
+
+
+class RetentionSettings(_Section):
+    """What the daemon removes once a day of its Clock, of its own run; off by default. Needs an age or a reward.
+
+    The ages have a floor: the gate's 60 held-out sessions and the two horizons before them are about 110 days, and a
+    library that remembers less can never train.
+    """
+
+    enabled: bool = False
+    max_age_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] | None = Field(
+        730, description="decided longer ago: removed; null for no limit"
+    )
+    min_reward: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="earned less: removed once old enough; null for no limit"
+    )
+    min_reward_after_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] = 180
+    batch_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(1000, description="rows of one transaction")
+
+    @model_validator(mode="after")
+    def _by_something(self) -> RetentionSettings:
+        if self.enabled and self.max_age_days is None and self.min_reward is None:
+            raise ValueError("enabled, but there is nothing to remove by; set max_age_days or min_reward")
+        return self
 
 
 # field -> environment variable; every secret may also come from a file named by VARIABLE_FILE
@@ -251,6 +293,8 @@ class OrchestratorConfig(BaseModel):
     retrieval: RetrievalSettings = RetrievalSettings()
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
+    retention: RetentionSettings = RetentionSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
@@ -351,6 +395,10 @@ class OrchestratorConfig(BaseModel):
             for name, kept in values["agent_settings"].items()
             if kept != AgentSettings().model_dump(mode="json")
         }
+        if not self.retention.enabled:  # a run that began before there was retention is the same run
+            del values["retention"]
+        if self.embeddings.model == "hashing":
+            del values["embeddings"]  # the default, whose vectors are the same in batches of any size
         return values
 
 

@@ -7,13 +7,14 @@ from the last mark.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
-from data_pipeline.library import outcomes, portfolio_log, similarity, trajectories
+from data_pipeline.library import findings, outcomes, portfolio_log, similarity, trajectories
+from data_pipeline.library.findings import Finding
 from data_pipeline.library.outcomes import OutcomeUpdate
 from data_pipeline.library.portfolio_log import PortfolioEvent, PositionRow
 from data_pipeline.library.trajectories import Trajectory, json_value
@@ -41,7 +42,8 @@ class CycleBatch:
     positions: Sequence[PositionRow] = ()
     trajectories: Sequence[Trajectory] = ()
     outcomes: Sequence[OutcomeUpdate] = ()
-    regime_changes: Sequence[RegimeChange] = field(default_factory=tuple)
+    regime_changes: Sequence[RegimeChange] = ()
+    findings: Sequence[Finding] = ()
 
 
 def commit(cursor: psycopg.Cursor[Any], batch: CycleBatch, embedding_model: str) -> bool:
@@ -61,6 +63,8 @@ def commit(cursor: psycopg.Cursor[Any], batch: CycleBatch, embedding_model: str)
     )
     if batch.outcomes:
         outcomes.apply(cursor, batch.outcomes)
+    if batch.findings:
+        findings.copy_rows(cursor, batch.findings)
     if batch.regime_changes:
         cursor.executemany(
             "INSERT INTO regime_events (run_id, symbol, as_of, kind, old, new, inputs, confidence) VALUES (%s, %s, %s, 'label', %s, %s, %s, %s)",

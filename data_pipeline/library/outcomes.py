@@ -41,22 +41,28 @@ _AS_TUPLE = attrgetter(*(field.name for field in fields(OutcomeUpdate)))
 
 
 def apply(cursor: psycopg.Cursor[Any], updates: Sequence[OutcomeUpdate]) -> None:
-    """Write outcomes of trajectories that have none yet, and mirror them, in one statement."""
-    columns = zip(*map(_AS_TUPLE, updates), strict=True)
+    """Write outcomes of trajectories that have none yet, and mirror them into the search table.
+
+    Two statements: an embedding that is being stored meanwhile makes the first one wait, and only a statement that
+    begins after it sees the new row.
+    """
+    columns = [list(column) for column in zip(*map(_AS_TUPLE, updates), strict=True)]
     cursor.execute(
         """
-        WITH matured AS (
-            UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,
-                matured_at = v.matured_at, benchmark_return = v.benchmark_return, max_drawdown = v.max_drawdown, costs = v.costs
-            FROM unnest(%s::text[], %s::float8[], %s::bool[], %s::float8[], %s::timestamptz[], %s::float8[], %s::float8[],
-                %s::float8[]) AS v (trajectory_id, actual_return, success, reward, matured_at, benchmark_return, max_drawdown, costs)
-            WHERE t.trajectory_id = v.trajectory_id AND t.matured_at IS NULL
-            RETURNING t.trajectory_id, t.success, t.reward, t.matured_at
-        )
-        UPDATE trajectory_embeddings e SET success = m.success, reward = m.reward, matured_at = m.matured_at
-        FROM matured m WHERE e.trajectory_id = m.trajectory_id
+        UPDATE trajectories t SET actual_return = v.actual_return, success = v.success, reward = v.reward,
+            matured_at = v.matured_at, benchmark_return = v.benchmark_return, max_drawdown = v.max_drawdown, costs = v.costs
+        FROM unnest(%s::text[], %s::float8[], %s::bool[], %s::float8[], %s::timestamptz[], %s::float8[], %s::float8[],
+            %s::float8[]) AS v (trajectory_id, actual_return, success, reward, matured_at, benchmark_return, max_drawdown, costs)
+        WHERE t.trajectory_id = v.trajectory_id AND t.matured_at IS NULL
         """,
-        [list(column) for column in columns],
+        columns,
+    )
+    cursor.execute(
+        """
+        UPDATE trajectory_embeddings e SET success = t.success, reward = t.reward, matured_at = t.matured_at
+        FROM trajectories t WHERE t.trajectory_id = e.trajectory_id AND e.trajectory_id = ANY(%s) AND e.matured_at IS NULL
+        """,
+        columns[:1],
     )
 
 

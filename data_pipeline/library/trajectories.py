@@ -24,6 +24,9 @@ from utils.hashing import canonical_json, sha256_hex
 from utils.ids import ADHOC_RUN
 
 EMBEDDING_DIMENSION = 384
+EMBEDDING_MODEL_KEY = "embedding_model"
+"""Stands beside the fields of a trajectory wherever its embedding leaves the library: vectors of other models are never compared."""
+
 _LARGEST_HALF = 65504.0
 
 
@@ -87,7 +90,7 @@ class Trajectory:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
-        """Build a trajectory from `to_dict`'s form.
+        """Build a trajectory from `to_dict`'s form, or from a line of an export, which names its embedding's model beside.
 
         Raises
         ------
@@ -95,10 +98,10 @@ class Trajectory:
             For an unknown or a missing field, named.
         """
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(data) - known)
+        unknown = sorted(set(data) - known - {EMBEDDING_MODEL_KEY})
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r} of a trajectory; known are {', '.join(sorted(known))}")
-        values = dict(data)
+        values = {name: value for name, value in data.items() if name != EMBEDDING_MODEL_KEY}
         for name in ("as_of", "matured_at"):
             if isinstance(values.get(name), str):
                 values[name] = datetime.fromisoformat(values[name])
@@ -121,11 +124,11 @@ CONTENT_COLUMNS = (
 )  # fmt: skip
 OUTCOME_COLUMNS = ("actual_return", "reward", "benchmark_return", "max_drawdown", "costs", "success", "matured_at")
 _COLUMNS = CONTENT_COLUMNS + OUTCOME_COLUMNS
-_JSON_COLUMNS = frozenset(("market_state", "agent_inputs", "workflow_trace"))
+JSON_COLUMNS = frozenset(("market_state", "agent_inputs", "workflow_trace"))
 _INSERT_COLUMNS = (*_COLUMNS, "content_hash")
 _CONTENT_OF = attrgetter(*CONTENT_COLUMNS)
 _OUTCOME_OF = attrgetter(*OUTCOME_COLUMNS)
-_JSON_PLACES = tuple(place for place, name in enumerate(CONTENT_COLUMNS) if name in _JSON_COLUMNS)
+_JSON_PLACES = tuple(place for place, name in enumerate(CONTENT_COLUMNS) if name in JSON_COLUMNS)
 _AS_OF = CONTENT_COLUMNS.index("as_of")
 _SIMILAR = CONTENT_COLUMNS.index("similar_ids")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -251,7 +254,7 @@ def insert_row(cursor: psycopg.Cursor[Any], row: tuple[Any, ...]) -> bool:
     LibraryConflict
         If other content is stored under the identity.
     """
-    placeholders = ", ".join("%s::jsonb" if name in _JSON_COLUMNS else "%s" for name in _INSERT_COLUMNS)
+    placeholders = ", ".join("%s::jsonb" if name in JSON_COLUMNS else "%s" for name in _INSERT_COLUMNS)
     cursor.execute(
         f"INSERT INTO trajectories ({', '.join(_INSERT_COLUMNS)}) VALUES ({placeholders}) ON CONFLICT (trajectory_id) DO NOTHING",
         row,

@@ -232,7 +232,7 @@ def test_a_daemon_whose_champion_is_damaged_starts_with_rules_and_says_so(data_d
             "technical@0", "technical", training, adapter, "0" * 64, "builtin:tiny", "0" * 64, adapter, None, "champion"
         )
         with library.connection() as connection, connection.cursor() as cursor:
-            training_runs.register_dataset(cursor, "0" * 64, "sft", "technical", adapter, 1, (None, None), {})
+            training_runs.register_dataset(cursor, "0" * 64, "sft", "technical", adapter, 1, (None, None), {}, ())
             training_runs.start(
                 cursor, training, library.run_id, "technical", "sft", trigger={}, config={}, data_cutoff=START,
                 dataset_id="0" * 64, started_at=START,

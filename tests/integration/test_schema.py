@@ -49,7 +49,9 @@ EXPECTED: dict[str, str] = {
     "orders": "*order_id:varchar(64) symbol:varchar(20) side:text quantity:dp status:text",
     "fills": "*fill_id:varchar(64) order_id:varchar(64) price:dp quantity:dp commission:dp spread:dp slippage:dp",
     "positions": "*run_id:character(32) *symbol:varchar(20) quantity:dp avg_price:dp realised_pnl:dp",
-    "datasets": "*dataset_id:character(64) kind:text agent_type:text path:text rows:integer from_at:tz to_at:tz query:jsonb",
+    "datasets": "*dataset_id:character(64) kind:text agent_type:text path:text rows:integer from_at:tz to_at:tz query:jsonb "
+    "items_complete:boolean",
+    "dataset_items": "*dataset_id:character(64) *trajectory_id:varchar(64)",
     "training_runs": "*training_run_id:uuid run_id:character(32) agent_type:text kind:text state:text trigger:jsonb config:jsonb "
     "metrics:jsonb data_cutoff:tz dataset_id:character(64) checkpoint:text error:text started_at:tz ended_at:tz",
     "model_versions": "*version:text agent_type:text training_run_id:uuid path:text sha256:character(64) base_model:text "
@@ -70,6 +72,7 @@ INDEXED = {
         "(market_regime)",
         "(decision_id)",
         "(agent_type, matured_at)",
+        "(as_of, trajectory_id)",
     ],
     "judge_evaluations": ["(status, next_retry_at)"],
     "error_findings": ["(trajectory_id)", "(category, severity)"],
@@ -77,6 +80,7 @@ INDEXED = {
     "portfolio_events": ["(kind)", "(as_of)", "(event_id)"],
     "orders": ["(symbol, status)"],
     "datasets": ["(kind)"],
+    "dataset_items": ["(trajectory_id)"],
     "training_runs": ["(agent_type, kind, state)"],
     "model_versions": ["(agent_type)"],
     "regime_events": ["(symbol, as_of)"],

@@ -210,7 +210,7 @@ class BuyEverything:
             )  # fmt: skip
             decision = Decision(f"{symbol}-{session}", symbol, view.at, "bull_market", verdict, {}, "0" * 64)
             snapshot = make_snapshot(make_bars(60), symbol=symbol, as_of=view.at)
-            found.append(Analysis(decision, snapshot, REGIME, {}))
+            found.append(Analysis(decision, snapshot, REGIME, {}, {}))
         return found
 
 

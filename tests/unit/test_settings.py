@@ -254,6 +254,18 @@ def test_a_horizon_in_minutes_cannot_be_settled_by_daily_bars() -> None:
         _ = config.decision.horizon_sessions
 
 
+def test_hashing_in_batches_of_any_size_is_the_same_run_and_an_encoder_in_other_batches_is_not() -> None:
+    assert OrchestratorConfig(embeddings={"batch": 7}).identity() == OrchestratorConfig().identity()
+    encoded = [OrchestratorConfig(embeddings={"model": "minilm", "batch": batch}).identity() for batch in (7, 8)]
+    assert encoded[0] != encoded[1]
+
+
+@pytest.mark.parametrize("embeddings", [{"model": ""}, {"batch": 0}, {"modell": "minilm"}])
+def test_an_impossible_embedding_setting_is_named(embeddings) -> None:
+    with pytest.raises(ConfigError, match=r"embeddings\.mode|embeddings\.batch"):
+        OrchestratorConfig(embeddings=embeddings)
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         OrchestratorConfig().metrics_port = 1
@@ -297,6 +309,7 @@ def test_places_ports_and_secrets_do_not_make_another_run() -> None:
         {"judge": {"weight": 0.3}},
         {"enable_learning_loop": False},
         {"sft_min_trajectories": 5},
+        {"embeddings": {"model": "minilm"}},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -19,16 +19,17 @@ from agents.policies.state_text import example_messages, prompt_messages
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import Trajectory
+from data_pipeline.library_access import open_library
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 from training import training_runs
 from training.launcher import ChildResult, run_training_child, sft_command
-from training.model_registry import ModelRegistry, ModelVersion, open_library, version_name
+from training.model_registry import ModelRegistry, ModelVersion, version_name
 from training.pipelines import gate_evidence
 from training.pipelines.gate_evidence import Call
 from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
 from training.sft.job import SFTJob, SFTResult, load_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
-from utils.errors import TrainingFailed
+from utils.errors import LibraryConflict, TrainingFailed
 from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -177,9 +178,15 @@ class AutomatedSFTPipeline:
                 "matured_before": isoformat(split.train_end),
                 "market_regime": market_regime,
             }
-            training_runs.register_dataset(
-                cursor, dataset.dataset_id, "sft", self.config.agent_type, dataset.path, dataset.rows, span, query
-            )
+            try:
+                training_runs.register_dataset(
+                    cursor, dataset.dataset_id, "sft", self.config.agent_type, dataset.path, dataset.rows, span, query,
+                    dataset.trajectory_ids,
+                )  # fmt: skip
+            except (
+                LibraryConflict
+            ) as error:  # retention came between choice and registration: the next check chooses anew
+                raise TrainingFailed(str(error)) from None
             training_runs.start(
                 cursor, identity, self._library.run_id, self.config.agent_type, "sft",
                 trigger=trigger, config=job.model_dump(mode="json"), data_cutoff=split.train_end, dataset_id=dataset.dataset_id, started_at=at,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library_access import open_library
 from training import training_runs
-from training.model_registry import ModelRegistry, ModelVersion, open_library
+from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryUnavailable

@@ -9,6 +9,8 @@ import re
 from importlib import resources
 from typing import Any, NamedTuple
 
+from utils.errors import ComponentStartError
+
 
 class Migration(NamedTuple):
     """One numbered step of the schema."""
@@ -34,19 +36,31 @@ def schema_sql() -> str:
 
 
 def migrate(connection: Any) -> list[int]:
-    """Apply what is missing, one transaction each, under a lock that lets only one process migrate.
+    """Apply what is missing in one transaction, under a lock that lets only one process migrate.
 
     Returns
     -------
     list of int
         The versions applied now.
+
+    Raises
+    ------
+    ComponentStartError
+        If the database was migrated by a newer program; nothing is changed.
     """
+    known = all_migrations()
     applied = []
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (0x5AFE,))
         exists = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()[0]
         done = {row[0] for row in connection.execute("SELECT version FROM schema_migrations")} if exists else set()
-        for migration in all_migrations():
+        newest = max(done, default=0)
+        if newest > known[-1].version:
+            raise ComponentStartError(
+                f"the database has schema version {newest}, and this program knows versions up to {known[-1].version}; use the "
+                "newer program that migrated it, or another database"
+            )
+        for migration in known:
             if migration.version not in done:
                 connection.execute(migration.sql)
                 applied.append(migration.version)

@@ -1,0 +1,280 @@
+"""Export and import of trajectories between libraries: exact on the way there and back, and in bounded memory.
+
+Called by the facade's `export_trajectories` and `import_trajectories`. An import never overwrites: what is stored with
+other content is a conflict that names its line; outcomes are added where there were none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from data_pipeline.embeddings import Embedder
+from data_pipeline.library import outcomes, similarity, trajectories
+from data_pipeline.library.outcomes import OutcomeUpdate
+from data_pipeline.library.pool import Connection
+from data_pipeline.library.trajectories import EMBEDDING_MODEL_KEY, JSON_COLUMNS, OUTCOME_COLUMNS, Trajectory
+from data_pipeline.library.trajectory_files import Record, reading, writing
+from utils.errors import LibraryConflict
+from utils.hashing import canonical_json
+
+BATCH = 500
+"""Trajectories in memory and in one transaction: some MB."""
+
+_LARGEST_INTEGER = 2**63
+_ORDER = 't.as_of, t.symbol COLLATE "C", t.agent_type COLLATE "C", t.trajectory_id COLLATE "C"'
+Lend = Callable[[], Any]
+"""Lends a connection that commits at its end: `Database.connection`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which trajectories are meant; None: all.
+
+    With `as_of`, only those whose outcome had matured before; without, also pending ones and abstentions.
+    """
+
+    agent_type: str | None = None
+    symbol: str | None = None
+    market_regime: str | None = None
+    recommendation: str | None = None
+    success: bool | None = None
+    min_reward: float | None = None
+    as_of: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportCounts:
+    """What an import found: trajectories that were new, that were stored already, and among the latter those whose outcome was."""
+
+    new: int = 0
+    same: int = 0
+    matured: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One trajectory of a file: its place, its row, and the model of its embedding."""
+
+    place: str
+    trajectory: Trajectory
+    row: tuple[Any, ...]
+    model: str
+
+
+def export(connection: Connection, path: Path, run_ids: Sequence[str], model: str, selection: Selection) -> int:
+    """Write trajectories with their embeddings of a model, in the order of time; return how many."""
+    where, parameters = _condition(run_ids, selection)
+    total = 0
+    with writing(path) as write, connection.cursor("export_trajectories") as cursor:
+        cursor.execute(
+            f"SELECT {trajectories.SELECTED}, e.embedding FROM trajectories t LEFT JOIN trajectory_embeddings e "
+            f"ON e.trajectory_id = t.trajectory_id AND e.embedding_model = %s WHERE {where} ORDER BY {_ORDER}",
+            [model, *parameters],
+        )
+        while rows := cursor.fetchmany(BATCH):
+            write([_record(row, model) for row in rows])
+            total += len(rows)
+    return total
+
+
+def import_file(lend: Lend, path: Path, embedder: Embedder, run_id: str | None) -> ImportCounts:
+    """Store the trajectories of a file, a batch a transaction; see the facade for the errors."""
+    counts = ImportCounts()
+    records = reading(path, BATCH)
+    last = 0
+    while True:
+        first = last + 1
+        try:
+            items, last = _next_items(records, path, embedder.model, run_id, last)
+            if not items:
+                return counts
+            with lend() as connection, connection.cursor() as cursor:
+                counts = _added(counts, _store(cursor, items, embedder))
+        except (ValueError, LibraryConflict) as error:
+            kind = LibraryConflict if isinstance(error, LibraryConflict) else ValueError
+            done = f"the {counts.new + counts.same} before are stored" if counts.new + counts.same else "nothing was"
+            raise kind(f"{error}; nothing from line {first} on was stored, {done}") from None
+
+
+def _condition(run_ids: Sequence[str], selection: Selection) -> tuple[str, list[Any]]:
+    where, parameters = ["t.run_id = ANY(%s)"], [list(run_ids)]
+    tests: dict[str, Any] = {
+        "t.agent_type = %s": selection.agent_type,
+        "t.symbol = %s": selection.symbol,
+        "t.market_regime = %s": selection.market_regime,
+        "t.recommendation = %s": selection.recommendation,
+        "t.success = %s": selection.success,
+        "t.reward >= %s": selection.min_reward,
+        "t.matured_at < %s": selection.as_of,
+    }
+    for test, value in tests.items():
+        if value is not None:
+            where.append(test)
+            parameters.append(value)
+    return " AND ".join(where), parameters
+
+
+def _record(row: Sequence[Any], model: str) -> Record:
+    record = _readable(trajectories.from_row(row[:-1])).to_dict()
+    if row[-1] is not None:
+        record["embedding"] = row[-1].to_list()
+        record[EMBEDDING_MODEL_KEY] = model
+    return record
+
+
+def _readable(t: Trajectory) -> Trajectory:
+    """Return a stored trajectory with numbers as they were given: the database gives 1e300 back as an integer."""
+    changed = {}
+    for name in JSON_COLUMNS:
+        value = getattr(t, name)
+        try:
+            canonical_json(value)
+        except TypeError:
+            changed[name] = _small_integers(value)
+    return replace(t, **changed) if changed else t
+
+
+def _small_integers(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -_LARGEST_INTEGER <= value < 2 * _LARGEST_INTEGER else float(value)
+    if isinstance(value, dict):
+        return {key: _small_integers(item) for key, item in value.items()}
+    return [_small_integers(item) for item in value] if isinstance(value, list) else value
+
+
+def _next_items(
+    records: Iterator[tuple[int, Record]], path: Path, model: str, run_id: str | None, last: int
+) -> tuple[list[_Item], int]:
+    """Return the next batch of a file, and the line that it ends with."""
+    items: list[_Item] = []
+    for number, record in records:
+        last = number
+        items.append(_item(f"{path}:{number}", record, model, run_id))
+        if len(items) == BATCH:
+            break
+    return items, last
+
+
+def _item(place: str, record: Record, model: str, run_id: str | None) -> _Item:
+    try:
+        _check_kinds(record)
+        trajectory = Trajectory.from_dict(record)
+        if run_id is not None:
+            trajectory = replace(trajectory, run_id=run_id)
+        trajectories.validate(trajectory)
+        return _Item(place, trajectory, trajectories.as_row(trajectory), record.get(EMBEDDING_MODEL_KEY, model))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def _check_kinds(record: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what a wrong kind of value would break only later, without a name."""
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        **dict.fromkeys(JSON_COLUMNS, (dict, "an object")),
+        **dict.fromkeys(("abstained", "shadow", "success"), (bool, "true or false")),
+        **dict.fromkeys(("as_of", "matured_at"), (str, "a time in ISO 8601")),
+        **dict.fromkeys(("similar_ids", "embedding"), (list, "a list")),
+        EMBEDDING_MODEL_KEY: (str, "text"),
+    }
+    required = {"market_state", "agent_inputs", "abstained", "shadow", EMBEDDING_MODEL_KEY}
+    for name, (kind, words) in kinds.items():
+        value = record.get(name)
+        if name in record and not isinstance(value, kind) and (value is not None or name in required):
+            raise ValueError(f"{name} must be {words}, not {value!r}"[:200])
+
+
+def _store(cursor: psycopg.Cursor[Any], items: Sequence[_Item], embedder: Embedder) -> ImportCounts:
+    """Store a batch inside the caller's transaction."""
+    _check_runs(cursor, items)
+    stored = {
+        t.trajectory_id: (t, digest) for t, digest in _stored(cursor, [item.trajectory.trajectory_id for item in items])
+    }
+    new: dict[str, _Item] = {}
+    updates: list[OutcomeUpdate] = []
+    for item in items:
+        identity = item.trajectory.trajectory_id
+        if identity in stored:
+            update = _compared(item, *stored[identity])
+            if update is not None:
+                updates.append(update)
+        elif identity not in new:
+            new[identity] = item
+        elif new[identity].row != item.row:
+            raise LibraryConflict(f"{item.place}: trajectory {identity} has other content at {new[identity].place}")
+    try:
+        trajectories.copy_rows(cursor, (item.row for item in new.values()))
+    except psycopg.errors.UniqueViolation:
+        raise LibraryConflict(
+            f"{items[0].place} and after: another writer is storing the same trajectories; import again"
+        ) from None
+    similarity.copy_rows(cursor, _vectors(list(new.values()), embedder))
+    if updates:
+        outcomes.apply(cursor, updates)
+    return ImportCounts(len(new), len(items) - len(new), len(updates))
+
+
+def _check_runs(cursor: psycopg.Cursor[Any], items: Sequence[_Item]) -> None:
+    cursor.execute(
+        "SELECT run_id FROM runs WHERE run_id = ANY(%s)", (sorted({item.trajectory.run_id for item in items}),)
+    )
+    known = {row[0].strip() for row in cursor}
+    for item in items:
+        if item.trajectory.run_id not in known:
+            raise ValueError(
+                f"{item.place}: run_id {item.trajectory.run_id!r} names no run of this database; "
+                "give import_trajectories the run_id of one that is there, for example 'adhoc'"
+            )
+
+
+def _stored(cursor: psycopg.Cursor[Any], identities: Sequence[str]) -> Iterator[tuple[Trajectory, str]]:
+    cursor.execute(
+        f"SELECT {trajectories.SELECTED}, t.content_hash FROM trajectories t WHERE t.trajectory_id = ANY(%s)",
+        (list(identities),),
+    )
+    for row in cursor:
+        yield trajectories.from_row(row[:-1]), row[-1]
+
+
+def _compared(item: _Item, stored: Trajectory, digest: str) -> OutcomeUpdate | None:
+    """Return the outcome that a stored trajectory lacks, None if it lacks none.
+
+    The database keeps fewer digits of some numbers than it was given, so that what was exported from it has another
+    hash than what was stored: then what it would export now is compared.
+    """
+    if item.row[-1] not in (digest, trajectories.as_row(_readable(stored))[-1]):
+        raise LibraryConflict(f"{item.place}: trajectory {stored.trajectory_id} is stored with other content")
+    given, kept = ([getattr(t, name) for name in OUTCOME_COLUMNS] for t in (item.trajectory, stored))
+    if given == kept or given == [None] * len(given):
+        return None
+    t = item.trajectory
+    if any(value is not None for value in kept) or None in (t.actual_return, t.success, t.reward, t.matured_at):
+        raise LibraryConflict(f"{item.place}: trajectory {t.trajectory_id} is stored with another outcome")
+    return OutcomeUpdate(**{"trajectory_id": t.trajectory_id, **dict(zip(OUTCOME_COLUMNS, given, strict=True))})
+
+
+def _vectors(items: Sequence[_Item], embedder: Embedder) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of embeddings: those of the file under their own model, and what can be made inline."""
+    for item in items:
+        if item.trajectory.embedding is not None and any(item.trajectory.embedding):
+            yield similarity.embedding_row(item.trajectory, item.model)
+    if embedder.inline:
+        without = [
+            item.trajectory
+            for item in items
+            if not item.trajectory.abstained and (item.trajectory.embedding is None or item.model != embedder.model)
+        ]
+        vectors = embedder.embed_many([t.market_state for t in without])
+        for t, vector in zip(without, vectors, strict=True):
+            if np.any(vector):
+                yield similarity.embedding_row(replace(t, embedding=vector), embedder.model)
+
+
+def _added(a: ImportCounts, b: ImportCounts) -> ImportCounts:
+    return ImportCounts(a.new + b.new, a.same + b.same, a.matured + b.matured)
