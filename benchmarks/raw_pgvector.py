@@ -52,7 +52,7 @@ def insert_many(connection: psycopg.Connection[Any], rows: Rows, embeddings: Row
         cursor.executemany(f"INSERT INTO trajectories ({', '.join(columns)}) VALUES ({values})", rows)
         cursor.executemany(
             f"INSERT INTO trajectory_embeddings ({', '.join(_EMBEDDING_COLUMNS)}) "
-            f"VALUES ({', '.join(['%s'] * len(_EMBEDDING_COLUMNS))})",
+            f"VALUES ({', '.join(['%s'] * (len(_EMBEDDING_COLUMNS) - 1))}, %b)",
             embeddings,
         )
     connection.commit()
