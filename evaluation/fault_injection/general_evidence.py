@@ -1,4 +1,4 @@
-"""Faults of what an output rests on, for every agent: invented, later, inaccurate or missing evidence, claims without any.
+"""Faults of what an output rests on, for every agent: invented, later, inaccurate or missing evidence.
 
 Listed in `registry`. Where a rule speaks of an evidence item as a whole, the item, its id and its availability name the
 fault equally.
@@ -18,24 +18,18 @@ from evaluation.fault_injection.drawing import (
     digits_swapped,
     evidence_of,
     log_uniform,
-    numbers_in,
     rounded,
-    unlike,
 )
-from evaluation.fault_injection.model import Case, Mutant, operators
+from evaluation.fault_injection.model import ALL_AGENTS, Case, Mutant, operators
 from evaluation.fault_injection.pointers import join
 from evaluation.fault_injection.stale_indicators import indicator_value
 
 EVIDENCE_TOLERANCE = 0.005
 INDICATOR_TOLERANCE = 0.05
 """Evidence that states an indicator is damaged beyond the indicators' own tolerance."""
-
-TEXT_TOLERANCE = 0.01
 LATEST_DAYS = 90.0
-
 _RATES = (0.72, 0.88, 1.12, 1.39, 6.17, 103.5, 112.0)
 """Foreign currency a dollar, and dollars a unit of it; none is near a usual split or a slip of units."""
-
 _SPLITS = (2.0, 3.0, 4.0, 7.0, 1.5, 20.0)
 _HEADLINES = (
     "Regulators open an inquiry into accounting at the group, sources say",
@@ -204,74 +198,6 @@ def _evidence_lost(case: Case, kind: str, more: dict[str, Any]) -> Mutant | None
     return case.mutant("/evidence", {"/evidence": kept, **more}, consequences=lost)
 
 
-def _evidence_dropped(case: Case) -> Mutant | None:
-    """State an indicator or metric for which no evidence is given any more."""
-    field = "indicators" if "indicators" in case.output else "key_metrics"
-    named = [
-        (i, str(e["id"]).rpartition(":")[2])
-        for i, e in evidence_of(case.output)
-        if str(e["id"]).rpartition(":")[2] in case.output.get(field, {})
-    ]
-    if not named or len(case.output["evidence"]) < 4:
-        return None
-    _, name = case.rng.choice(named)
-    kept = [e for e in case.output["evidence"] if str(e["id"]).rpartition(":")[2] != name]
-    pointer = join(field, name)
-    return case.mutant(pointer, {"/evidence": kept}, consequences=("missing_data",))
-
-
-def _figure_from_nowhere(case: Case) -> Mutant | None:
-    """Add a metric that nothing supports and no filing states."""
-    name, low, high = case.rng.choice(
-        (("dividend_yield", 0.004, 0.07), ("free_cash_flow_margin", 0.02, 0.35), ("peg_ratio", 0.4, 4.0))
-    )
-    if name in case.output.get("key_metrics", {}):
-        return None
-    value = unlike(case.rng, lambda: rounded(case.rng.uniform(low, high)), _known(case), TEXT_TOLERANCE)
-    pointer = join("key_metrics", name)
-    return (
-        None if value is None else case.mutant(pointer, {pointer: value}, consequences=("valuation_calculation_error",))
-    )
-
-
-def _invented_percentage(case: Case) -> Mutant | None:
-    sentence = case.rng.choice(
-        (
-            "Institutional ownership stands at {}%.",
-            "Short interest has fallen to {}% of the float.",
-            "Margins rose by {}%.",
-        )
-    )
-    return _told(case, sentence, lambda: round(case.rng.uniform(2.0, 95.0), 1))
-
-
-def _invented_sum(case: Case) -> Mutant | None:
-    sentence = case.rng.choice(
-        ("Fair value is put at ${}.", "Peers trade at an average of {} USD.", "Buybacks reach ${}.")
-    )
-    return _told(case, sentence, lambda: round(log_uniform(case.rng, 3.0, 4000.0), 2))
-
-
-def _told(case: Case, sentence: str, draw: Any) -> Mutant | None:
-    """Add a sentence with a number and its unit that stands nowhere else."""
-    reasoning = case.output.get("reasoning") or ""
-    value = unlike(case.rng, draw, _known(case), TEXT_TOLERANCE)
-    if value is None or len(reasoning) < 50:
-        return None
-    return case.mutant("/reasoning", {"/reasoning": f"{reasoning} {sentence.format(value)}"})
-
-
-def _known(case: Case) -> set[float]:
-    """Return every number that the output, the juniors' outputs, the filings and the newest bars hold."""
-    known = set(numbers_in({key: value for key, value in case.output.items() if key != "as_of"}))
-    for other in case.truth.agent_outputs.values():
-        known |= set(numbers_in(other.model_dump(mode="json")))
-    if case.truth.snapshot is not None:
-        known |= {value for filing in case.truth.snapshot.filings for value in filing.metrics.values()}
-        known |= {float(value) for value in case.truth.snapshot.bars.close[-5:]}
-    return known
-
-
 def _chosen(case: Case, *kinds: str) -> tuple[int, dict[str, Any]] | None:
     items = list(evidence_of(case.output, *kinds))
     return case.rng.choice(items) if items else None
@@ -289,16 +215,12 @@ def _round_sum(rng: random.Random) -> float:
     return rounded(log_uniform(rng, 0.5, 5e9))
 
 
-_ALL = "news technical fundamental strategist"
 OPERATORS = (
-    *operators("hallucination", _ALL, _invented_item, _revised_later, _of_tomorrow),
+    *operators("hallucination", ALL_AGENTS, _invented_item, _revised_later, _of_tomorrow),
     *operators("hallucination", "fundamental strategist", _unknown_document),
     *operators("data_inaccuracy", "technical fundamental strategist", _units, _currency, _split, _stale, _misread),
     *operators("data_inaccuracy", "news strategist", _misquoted),
     *operators("missing_data", "technical", _technical_evidence_lost),
     *operators("missing_data", "fundamental", _filing_evidence_lost),
     *operators("missing_data", "news", _articles_lost),
-    *operators("unsupported_claim", "technical fundamental", _evidence_dropped),
-    *operators("unsupported_claim", "fundamental", _figure_from_nowhere),
-    *operators("unsupported_claim", _ALL, _invented_percentage, _invented_sum),
 )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.fault_injection.model import ABSENT, Case, Mutant, operators
+from evaluation.fault_injection.model import ABSENT, ALL_AGENTS, Case, Mutant, operators
 from evaluation.fault_injection.pointers import get, join
 
 _FRACTIONS = ("/confidence", "/financial_health", "/growth_quality", "/position_size")
@@ -188,13 +188,12 @@ def _present(case: Case, pointers: Sequence[str]) -> str | None:
     return case.rng.choice(there) if there else None
 
 
-_ALL = "news technical fundamental strategist"
 OPERATORS = (
     *operators(
-        "formatting_error", _ALL,
+        "formatting_error", ALL_AGENTS,
         _number_as_text, _fraction_as_percentage, _tone_for_a_recommendation, _control_character, _time_without_zone,
     ),
     *operators("formatting_error", "news", _event_as_text),
-    *operators("missing_field", _ALL, _field_absent, _field_null, _part_absent),
-    *operators("invalid_value", _ALL, _out_of_range, _word_outside_the_vocabulary, _wrong_type, _not_finite),
+    *operators("missing_field", ALL_AGENTS, _field_absent, _field_null, _part_absent),
+    *operators("invalid_value", ALL_AGENTS, _out_of_range, _word_outside_the_vocabulary, _wrong_type, _not_finite),
 )  # fmt: skip

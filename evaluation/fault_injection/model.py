@@ -16,7 +16,10 @@ from evaluation.fault_injection.pointers import ABSENT, get, put
 from evaluation.ground_truth import GroundTruth
 from utils.schema import AgentType
 
-__all__ = ["ABSENT", "Case", "Mutant", "Operator", "Sample"]
+__all__ = ["ABSENT", "ALL_AGENTS", "Case", "Mutant", "Operator", "Sample"]
+
+ALL_AGENTS = "news technical fundamental strategist"
+"""The agents whose outputs are damaged."""
 
 Output = dict[str, Any]
 """An output as ``model_dump(mode="json")`` gives it."""

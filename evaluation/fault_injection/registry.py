@@ -6,14 +6,18 @@ The harness draws from it; a new operator is listed at the end of its agent's mo
 from __future__ import annotations
 
 from evaluation.fault_injection import (
-    fundamental,
+    fundamental_figures,
+    fundamental_valuation,
+    general_analysis,
+    general_claims,
     general_evidence,
-    general_reasoning,
+    general_judgement,
     general_schema,
     news_events,
     news_sentiment,
     strategist,
-    technical,
+    technical_chart,
+    technical_indicators,
 )
 from evaluation.fault_injection.model import Operator
 
@@ -27,12 +31,16 @@ def _by_category(*groups: tuple[Operator, ...]) -> dict[str, tuple[Operator, ...
 
 OPERATORS = _by_category(
     general_evidence.OPERATORS,
-    general_reasoning.OPERATORS,
+    general_claims.OPERATORS,
+    general_judgement.OPERATORS,
+    general_analysis.OPERATORS,
     general_schema.OPERATORS,
     news_sentiment.OPERATORS,
     news_events.OPERATORS,
-    technical.OPERATORS,
-    fundamental.OPERATORS,
+    technical_indicators.OPERATORS,
+    technical_chart.OPERATORS,
+    fundamental_figures.OPERATORS,
+    fundamental_valuation.OPERATORS,
     strategist.OPERATORS,
 )
 """Operators by category, in the order of the taxonomy's agents."""

@@ -277,20 +277,19 @@ def _ratio(entry: float, stop: float, take: float) -> float:
     return round(abs(take - entry) / abs(entry - stop), 4)
 
 
-_S = "strategist"
 OPERATORS = (
     *operators(
-        "conflicting_signals_unresolved", _S,
+        "conflicting_signals_unresolved", "strategist",
         _conflict_not_named, _conflict_glossed_over, _only_the_supporters_named, _conflict_overheard,
     ),
-    *operators("position_size_inappropriate", _S, _size_too_large, _size_decimal_slip, _hold_with_a_size),
-    *operators("stop_loss_missing", _S, _stop_null, _stop_absent, _stop_and_ratio_null),
+    *operators("position_size_inappropriate", "strategist", _size_too_large, _size_decimal_slip, _hold_with_a_size),
+    *operators("stop_loss_missing", "strategist", _stop_null, _stop_absent, _stop_and_ratio_null),
     *operators(
-        "take_profit_unrealistic", _S, _target_on_wrong_side, _target_out_of_reach, _target_of_a_long_horizon
+        "take_profit_unrealistic", "strategist", _target_on_wrong_side, _target_out_of_reach, _target_of_a_long_horizon
     ),
     *operators(
-        "risk_reward_miscalculation", _S, _ratio_off, _ratio_inverted, _ratio_of_round_numbers, _stop_on_wrong_side
+        "risk_reward_miscalculation", "strategist", _ratio_off, _ratio_inverted, _ratio_of_round_numbers, _stop_on_wrong_side
     ),
-    *operators("portfolio_context_ignored", _S, _more_than_the_cash, _full_size_without_cash, _sold_without_holding),
-    *operators("timing_inappropriate", _S, _entry_far_above, _entry_far_below, _intraday_after_the_close),
+    *operators("portfolio_context_ignored", "strategist", _more_than_the_cash, _full_size_without_cash, _sold_without_holding),
+    *operators("timing_inappropriate", "strategist", _entry_far_above, _entry_far_below, _intraday_after_the_close),
 )  # fmt: skip
