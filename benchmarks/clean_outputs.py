@@ -77,7 +77,9 @@ def clean_outputs(
             bar = view.last_bar(symbol)
             if bar is None:
                 continue
-            company = companies.setdefault(symbol, GeneratedCompany(symbol, bar.session, bar.close))
+            if symbol not in companies:
+                companies[symbol] = GeneratedCompany(symbol, bar.session, bar.close)
+            company = companies[symbol]
             while company.due < instant.session:
                 company.file(bar.close)
             if rng.random() >= share:

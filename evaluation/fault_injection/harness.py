@@ -59,11 +59,7 @@ class _Reported:
 
 
 def evaluate(
-    detect: Detect,
-    samples: Iterable[Sample],
-    seed: int = 42,
-    mutants_per_category: int = 50,
-    clean_outputs: int = 0,
+    detect: Detect, samples: Iterable[Sample], seed: int = 42, mutants_per_category: int = 50
 ) -> TaxonomyMeasurement:
     """Measure a detector.
 
@@ -72,24 +68,20 @@ def evaluate(
     detect : callable
         (agent type, output, facts) to findings.
     samples : iterable of Sample
-        Sound outputs; read until every category has its faults and `clean_outputs` were looked at, or to the end.
+        Sound outputs; read to the end, so that the faults spread over all of the history.
     seed : int
         Equal seeds and samples give equal damage.
     mutants_per_category : int
-        Faults wanted of each category; fewer where too few outputs allow them, and `n` says so.
-    clean_outputs : int
-        Sound outputs wanted besides.
+        Faults wanted of each category: one that has fewer goes first wherever it applies. Where too few outputs allow
+        them, `n` says so.
     """
     rng = random.Random(seed)
     measured = TaxonomyMeasurement({name: CategoryScore() for name in CATEGORIES}, {**JUDGE_ONLY, **JUDGE_PARTS})
     for sample in samples:
-        wanted = {name for name, score in measured.categories.items() if score.n < mutants_per_category}
-        if not wanted and measured.clean >= clean_outputs:
-            break
         faults: list[Mutant] = []
-        if rng.random() >= UNTOUCHED and wanted:
-            counts = {name: score.n for name, score in measured.categories.items()}
-            faults = damage(sample, wanted, counts, rng)
+        if rng.random() >= UNTOUCHED:
+            counts = {name: min(score.n, mutants_per_category) for name, score in measured.categories.items()}
+            faults = damage(sample, counts, rng)
         if faults:
             _count_damaged(measured, detect, sample, faults)
         else:
@@ -97,12 +89,12 @@ def evaluate(
     return measured
 
 
-def damage(sample: Sample, wanted: set[str], counts: dict[str, int], rng: random.Random) -> list[Mutant]:
-    """Return one fault of a wanted category, or two that do not meet; the last one holds the output with both.
+def damage(sample: Sample, counts: dict[str, int], rng: random.Random) -> list[Mutant]:
+    """Return one fault, or two that do not meet, the last one with the output that has both; none where none applies.
 
     The rarest categories come first, so that what few outputs allow is planted where they do.
     """
-    first = _planted(sample, sorted(wanted), counts, rng, None)
+    first = _planted(sample, CATEGORIES, counts, rng, None)
     if first is None:
         return []
     if first.category in STRUCTURAL or rng.random() >= TWO_FAULTS:
@@ -151,18 +143,21 @@ def _reported(detect: Detect, agent_type: str, output: dict[str, Any], truth: Gr
 
 
 def _count_clean(measured: TaxonomyMeasurement, sample: Sample, findings: Sequence[_Reported]) -> None:
+    label = ", ".join((sample.agent_type, *sample.labels, *(("abstained",) if sample.output.get("abstained") else ())))
+    seen = measured.clean_by_label.setdefault(label, [0, 0])
+    seen[0] += bool(findings)
+    seen[1] += 1
+    _count_false(measured, {finding.category for finding in findings})
+    if sample.output.get("abstained"):
+        # an abstention says next to nothing: counted among the rest, it would dilute the false alarms
+        return
     measured.clean += 1
     measured.clean_alarms += len(findings)
     measured.clean_squares += len(findings) ** 2
     measured.clean_alarmed += bool(findings)
-    label = ", ".join((sample.agent_type, *sample.labels))
-    seen = measured.clean_by_label.setdefault(label, [0, 0])
-    seen[0] += bool(findings)
-    seen[1] += 1
     for finding in findings:
         if finding.category in measured.categories:
             measured.categories[finding.category].on_clean += 1
-    _count_false(measured, {finding.category for finding in findings})
 
 
 def _count_damaged(measured: TaxonomyMeasurement, detect: Detect, sample: Sample, faults: list[Mutant]) -> None:

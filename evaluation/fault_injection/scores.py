@@ -209,9 +209,9 @@ class TaxonomyMeasurement:
     needs_a_model : dict of str to str
         Categories, or parts of them, that only judges decide: not measured.
     clean, clean_alarms, clean_squares, clean_alarmed : int
-        Sound outputs looked at, findings on them, the sum of their squares, outputs with any.
+        Sound outputs with an opinion, findings on them, the sum of their squares, outputs with any.
     clean_by_label : dict
-        By origin of the sound outputs: outputs with any finding, and outputs.
+        By origin of the sound outputs, abstentions apart: outputs with any finding, and outputs.
     damaged, two_faults : int
         Damaged outputs, and those with two faults.
     """
