@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -18,8 +21,9 @@ RULES = ("--feed", "replay", "--enable_streaming", "--enable_monitoring", "--age
 SAMPLE = ("--streaming_symbols", "AAPL", "MSFT", "GOOGL", "--replay_start", "2010-03-01", "--replay_end", "2013-03-01")
 
 
-def report() -> None:
-    """Run the daemon on the sample, and on REPLAY_DATA_DIR where it is set, and print its figures."""
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the daemon on the sample, and on REPLAY_DATA_DIR where it is set; print and return its figures."""
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         root = Path(folder)
         root.chmod(0o755)
@@ -35,6 +39,8 @@ def report() -> None:
         for name, data_dir, flags in runs:
             measured = run_daemon(data_dir, *RULES, *flags)
             _report(name, measured, _copy_floor(data_dir))
+            figures[name] = asdict(measured) | {"decisions_per_s": measured.decisions_per_s}
+    return figures
 
 
 def _report(name: str, m: Measured, copy_rows_per_s: float) -> None:

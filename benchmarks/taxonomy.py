@@ -6,6 +6,7 @@ categories that only judges decide are listed, never measured.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -31,8 +32,8 @@ SPEED_OUTPUTS = 800
 CONFUSIONS = 3
 
 
-def report() -> None:
-    """Measure the fault detectors and print the table."""
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the fault detectors, print the table and return its totals."""
     detect = _detectors()
     folder = os.environ.get("REPLAY_DATA_DIR")
     share = SHARE_OF_FOLDER if folder else SHARE_OF_SAMPLE
@@ -43,13 +44,11 @@ def report() -> None:
     if not folder:
         print("  REPLAY_DATA_DIR is not set: the sample holds no news, so the news analyst is not measured")
     print_measurement(measured)
-    timed = [
-        (s.agent_type, s.output, s.truth)
-        for s in islice(clean_outputs(folder, SEED + 1, share), SPEED_OUTPUTS)
-    ]
-    print(
-        f"  throughput on sound outputs, one core  {outputs_per_s(detect, timed):8.0f} /s   aim 2,000 /s (n {len(timed)})\n"
-    )
+    outputs = islice(clean_outputs(folder, SEED + 1, share), SPEED_OUTPUTS)
+    timed = [(sample.agent_type, sample.output, sample.truth) for sample in outputs]
+    speed = outputs_per_s(detect, timed)
+    print(f"  throughput on sound outputs, one core  {speed:8.0f} /s   aim 2,000 /s (n {len(timed)})\n")
+    return {**_figures(measured), "outputs_per_s": speed, "generated_filings": True, "replay_folder": bool(folder)}
 
 
 def print_measurement(measured: TaxonomyMeasurement) -> None:
@@ -100,6 +99,33 @@ def outputs_per_s(detect: Detect, outputs: Sequence[tuple[str, dict[str, Any], G
             detect(agent_type, output, truth)
         best = min(best, time.perf_counter() - started)
     return len(outputs) / best
+
+
+def _figures(measured: TaxonomyMeasurement) -> dict[str, Any]:
+    """Return the totals and, by category, n, F1, pointer match and joint accuracy, each with its interval."""
+
+    def bounds(figure: Share | F1 | Rate) -> list[float]:
+        return [figure.value, figure.low, figure.high]
+
+    return {
+        "damaged": measured.damaged,
+        "sound": measured.clean,
+        "joint_accuracy": bounds(measured.joint_accuracy),
+        "false_alarms_a_sound_output": bounds(measured.false_alarms),
+        "macro_f1": measured.macro_f1,
+        "repair": bounds(measured.repair),
+        "categories": {
+            name: {
+                "n": score.n,
+                "f1": bounds(score.f1),
+                "pointer": bounds(score.pointer),
+                "joint": bounds(score.joint_accuracy),
+                "on_sound": score.on_clean,
+            }
+            for name, score in measured.categories.items()
+        },
+        "needs_a_real_model": measured.needs_a_model,
+    }
 
 
 def _print_misses(name: str, score: CategoryScore) -> None:

@@ -156,7 +156,7 @@ def _risk_in_a_word(case: Case) -> Mutant | None:
 
 def _risk_in_figures(case: Case) -> Mutant | None:
     """Give numbers where words are asked for."""
-    stop, take = case.output["stop_loss"], case.output["take_profit"]
+    stop, take = case.output.get("stop_loss"), case.output.get("take_profit")
     if not side_of(case.output) or stop is None or take is None:
         return None
     return case.mutant("/risk_assessment", {"/risk_assessment": f"stop {stop}, take {take}, 1:2, 5"})
