@@ -33,7 +33,7 @@ def _evidence_dropped(case: Case) -> Mutant | None:
     _, name = case.rng.choice(named)
     kept = [e for e in case.output["evidence"] if str(e["id"]).rpartition(":")[2] != name]
     pointer = join(field, name)
-    return case.mutant(pointer, {"/evidence": kept}, consequences=("missing_data",))
+    return case.mutant(pointer, {"/evidence": kept}, consequences=("missing_data",), mend=("/evidence",))
 
 
 def _figure_from_nowhere(case: Case) -> Mutant | None:

@@ -173,7 +173,7 @@ _SEMANTIC = (
     "stop_loss_missing", "take_profit_unrealistic", "risk_reward_miscalculation", "timing_inappropriate",
     "sentiment_miscalculation", "wrong_event_impact", "indicator_calculation_error", "unsupported_claim",
     "wrong_recommendation", "valuation_calculation_error", "support_resistance_hallucination", "calculation_error",
-    "debt_analysis_error", "earnings_hallucination",
+    "debt_analysis_error", "earnings_hallucination", "missing_key_metric",
 )  # fmt: skip
 """A value that is out of range or no number breaks the rules about its meaning as well."""
 

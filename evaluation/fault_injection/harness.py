@@ -126,6 +126,9 @@ def _apart(sample: Sample, first: Mutant, second: Mutant) -> bool:
     """Return whether two faults leave each other's places, verdicts and categories alone."""
     ours = set(differing(sample.output, first.output)) | first.accepted
     theirs = set(differing(first.output, second.output)) | second.accepted
+    if "/abstained" in ours | theirs:
+        # whoever abstains has nothing else to be wrong about
+        return False
     if overlap(ours, theirs) or (overlap(ours, _VERDICT) and overlap(theirs, _VERDICT)):
         return False
     return second.category not in first.consequences and first.category not in second.consequences
@@ -204,19 +207,9 @@ def _count_fault(
 
 
 def _count_repair(score: CategoryScore, detect: Detect, sample: Sample, fault: Mutant, final: Mutant) -> None:
-    """Put the original value back into the output with all its faults and see whether the finding is gone."""
-    repaired = Mutant(
-        final.output,
-        fault.category,
-        fault.pointer,
-        fault.equivalents,
-        fault.original,
-        fault.consequences,
-        None,
-        final.truth,
-    ).repaired()
+    """Put the originals back into the output with all its faults, the facts too, and see whether the finding is gone."""
     score.repaired += 1
-    findings = _reported(detect, sample.agent_type, repaired, sample.truth)
+    findings = _reported(detect, sample.agent_type, fault.repaired(final.output), sample.truth)
     score.silenced += not any(f.category == fault.category and f.pointer in fault.accepted for f in findings)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.fault_injection.pointers import ABSENT, get, put
@@ -63,6 +63,9 @@ class Mutant:
         Other pointers that name the same fault as well, where the rule compares two fields or names an item as a whole.
     original : object
         What stood at the pointer, `ABSENT` for nothing.
+    restore : mapping of str to object
+        What stood at the pointer and at every equivalent one, and where the damage was done elsewhere, at that place:
+        putting it back undoes the fault and leaves whatever else was changed along.
     consequences : frozenset of str
         Categories whose rule the same fault breaks too; findings of them count neither for nor against.
     sub_code : str, optional
@@ -77,6 +80,7 @@ class Mutant:
     pointer: str
     equivalents: frozenset[str]
     original: Any
+    restore: Mapping[str, Any]
     consequences: frozenset[str]
     sub_code: str | None
     truth: GroundTruth
@@ -87,10 +91,13 @@ class Mutant:
         """All pointers that name the fault."""
         return self.equivalents | {self.pointer}
 
-    def repaired(self) -> Output:
-        """Return the damaged output with the original value back at the pointer, and nothing else changed."""
-        output = copy.deepcopy(self.output)
-        put(output, self.pointer, copy.deepcopy(self.original))
+    def repaired(self, damaged: Output | None = None) -> Output:
+        """Return the output (or one that was damaged further) with the originals back where the fault is named."""
+        output = copy.deepcopy(self.output if damaged is None else damaged)
+        for place in sorted(self.restore, key=lambda place: place.count("/")):
+            inside = any(place.startswith(other + "/") for other in self.restore)
+            if not inside:
+                put(output, place, copy.deepcopy(self.restore[place]))
         return output
 
 
@@ -113,8 +120,12 @@ class Case:
         consequences: Collection[str] = (),
         sub_code: str | None = None,
         truth: GroundTruth | None = None,
+        mend: Collection[str] = (),
     ) -> Mutant:
-        """Return the output with `changes` (pointer to value, in order; `ABSENT` removes), the fault being at `pointer`."""
+        """Return the output with `changes` (pointer to value, in order; `ABSENT` removes), the fault being at `pointer`.
+
+        `same` are equivalent pointers, `mend` places to restore besides.
+        """
         output = copy.deepcopy(self.output)
         for place, value in changes.items():
             put(output, place, copy.deepcopy(value))
@@ -124,6 +135,7 @@ class Case:
             pointer,
             frozenset(same),
             copy.deepcopy(get(self.output, pointer)),
+            {place: copy.deepcopy(get(self.output, place)) for place in (pointer, *same, *mend)},
             frozenset(consequences),
             sub_code,
             truth or self.truth,
@@ -155,10 +167,7 @@ class Operator:
         mutant = self.function(Case(self.category, output, truth, rng, peer))
         if mutant is None:
             return None
-        return Mutant(
-            mutant.output, self.category, mutant.pointer, mutant.equivalents, mutant.original, mutant.consequences,
-            mutant.sub_code, mutant.truth, self.name,
-        )  # fmt: skip
+        return replace(mutant, operator=self.name)
 
 
 def operators(category: str, agents: str, *functions: Callable[[Case], Mutant | None]) -> tuple[Operator, ...]:

@@ -205,7 +205,13 @@ def _article_of_a_namesake(case: Case) -> Mutant | None:
     pointer = join("key_events", index)
     place = join("evidence", own[0])
     same = (*_event_names(pointer), place, f"{place}/tickers")
-    return case.mutant(pointer, {f"{place}/tickers": [other]}, same=same, truth=truth, consequences=("hallucination",))
+    return case.mutant(
+        pointer,
+        {f"{place}/tickers": [other]},
+        same=same,
+        truth=truth,
+        consequences=("hallucination", "sentiment_miscalculation"),
+    )
 
 
 def _foreign(case: Case) -> NewsItem | None:

@@ -99,7 +99,8 @@ def _scored(case: Case, score: float, more: Mapping[str, Any] | None = None) -> 
         changes["/recommendation"] = opposite(case.output["recommendation"])
     if abs(score) > EVENTLESS_SCORE and not case.output["key_events"]:
         return None
-    return case.mutant("/sentiment_score", changes)
+    # impact and side follow the wrong score and are as wrong as it
+    return case.mutant("/sentiment_score", changes, consequences=("wrong_event_impact", "contradictory"))
 
 
 def _miscounted(score: float, means: Sequence[float]) -> bool:

@@ -252,7 +252,9 @@ def _entered(case: Case, way: int) -> Mutant | None:
         return None
     changes = {f"/{n}": rounded(case.output[n] * factor) for n in ("entry_target", "stop_loss", "take_profit")}
     changes["/risk_reward_ratio"] = _ratio(*(changes[f"/{n}"] for n in ("entry_target", "stop_loss", "take_profit")))
-    return case.mutant("/entry_target", changes)
+    # stop and target keep their distance from the entry; measured from the price they are out of place with it
+    broken = ("take_profit_unrealistic", "risk_reward_miscalculation")
+    return case.mutant("/entry_target", changes, consequences=broken)
 
 
 def _intraday_after_the_close(case: Case) -> Mutant | None:

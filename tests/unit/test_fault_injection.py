@@ -123,6 +123,14 @@ def test_an_operator_leaves_the_sound_output_alone_and_repeats_itself(
         assert sample.output == before
 
 
+@pytest.mark.parametrize("operator", EACH)
+def test_a_repair_puts_back_what_stood_where_the_fault_is_named(operator: Operator, samples: list[Sample]) -> None:
+    for sample, mutant in mutants(operator, samples, 3):
+        repaired = mutant.repaired()
+        assert all(get(repaired, place) == original for place, original in mutant.restore.items())
+        assert get(repaired, mutant.pointer) == get(sample.output, mutant.pointer)
+
+
 def test_no_operator_touches_an_abstention(samples: list[Sample]) -> None:
     abstained = next(sample for sample in samples if sample.output["abstained"])
     rng = random.Random(SEED)
