@@ -30,6 +30,9 @@ _VERDICT = (
 )  # fmt: skip
 """Fields that speak of one thing: two faults among them would be one contradiction, or would cancel."""
 
+_LEVELS = ("/entry_target", "/stop_loss", "/take_profit", "/risk_reward_ratio")
+"""Fields that are checked against each other: a second fault among them would hide the first."""
+
 _TRIES = 12
 
 
@@ -123,13 +126,15 @@ def _planted(
 
 
 def _apart(sample: Sample, first: Mutant, second: Mutant) -> bool:
-    """Return whether two faults leave each other's places, verdicts and categories alone."""
+    """Return whether two faults leave each other's places, verdicts, levels, facts and categories alone."""
+    if first.truth is not sample.truth or second.truth is not first.truth:
+        return False
     ours = set(differing(sample.output, first.output)) | first.accepted
     theirs = set(differing(first.output, second.output)) | second.accepted
-    if "/abstained" in ours | theirs:
+    if "/abstained" in ours | theirs or overlap(ours, theirs):
         # whoever abstains has nothing else to be wrong about
         return False
-    if overlap(ours, theirs) or (overlap(ours, _VERDICT) and overlap(theirs, _VERDICT)):
+    if any(overlap(ours, group) and overlap(theirs, group) for group in (_VERDICT, _LEVELS)):
         return False
     return second.category not in first.consequences and first.category not in second.consequences
 
