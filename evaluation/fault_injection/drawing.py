@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from evaluation.fault_injection.pointers import join
 from evaluation.ground_truth import GroundTruth
+from utils.json_pointer import join
 from utils.schema import NewsItem
 
 MARGIN = 1.1

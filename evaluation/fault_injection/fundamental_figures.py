@@ -19,7 +19,7 @@ from evaluation.fault_injection.drawing import (
     rounded,
 )
 from evaluation.fault_injection.model import ABSENT, Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 
 EARNINGS_TOLERANCE = 0.01
 LEVERAGE_TOLERANCE = 0.05

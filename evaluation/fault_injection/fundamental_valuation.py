@@ -17,7 +17,7 @@ from evaluation.fault_injection.drawing import (
 )
 from evaluation.fault_injection.fundamental_figures import HIGH_LEVERAGE, misstated
 from evaluation.fault_injection.model import Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 
 MULTIPLE_TOLERANCE = 0.02
 HIGHEST_PE = 1000.0

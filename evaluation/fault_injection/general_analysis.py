@@ -18,7 +18,7 @@ from evaluation.fault_injection.drawing import (
     rounded,
 )
 from evaluation.fault_injection.model import Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 from utils.schema import direction
 
 LEAST_INDICATORS = 3

@@ -15,7 +15,7 @@ from evaluation.fault_injection.drawing import (
     unlike,
 )
 from evaluation.fault_injection.model import ALL_AGENTS, Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 
 TEXT_TOLERANCE = 0.01
 

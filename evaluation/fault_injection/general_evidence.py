@@ -21,8 +21,8 @@ from evaluation.fault_injection.drawing import (
     rounded,
 )
 from evaluation.fault_injection.model import ALL_AGENTS, Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
 from evaluation.fault_injection.stale_indicators import indicator_value
+from utils.json_pointer import join
 
 EVIDENCE_TOLERANCE = 0.005
 INDICATOR_TOLERANCE = 0.05

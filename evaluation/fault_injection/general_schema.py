@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.fault_injection.model import ABSENT, ALL_AGENTS, Case, Mutant, operators
-from evaluation.fault_injection.pointers import get, join
+from utils.json_pointer import get, join
 
 _FRACTIONS = ("/confidence", "/financial_health", "/growth_quality", "/position_size")
 _NUMBERS = (

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evaluation.fault_injection.pointers import ABSENT, get, put
 from evaluation.ground_truth import GroundTruth
+from utils.json_pointer import ABSENT, get, put
 from utils.schema import AgentType
 
 __all__ = ["ABSENT", "ALL_AGENTS", "Case", "Mutant", "Operator", "Sample"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluation.fault_injection.drawing import MARGIN, articles_about, cited_as, event_of, time_text
 from evaluation.fault_injection.model import ABSENT, Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 from utils.schema import NewsItem
 
 LEAST_OVERLAP = 0.5

@@ -1,78 +1,14 @@
-"""JSON pointers (RFC 6901) into outputs: reading, setting and removing a place, and what differs between two outputs.
+"""What differs between two outputs, and which places lie within one another, as JSON pointers.
 
-Used by the fault operators and the harness; never changes what it was given but in `put`.
+Used by the fault operators' tests and the harness.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
-
-class _Absent:
-    """The type of `ABSENT`."""
-
-    def __repr__(self) -> str:
-        return "ABSENT"
-
-    def __deepcopy__(self, memo: Any) -> _Absent:
-        return self
-
-    def __copy__(self) -> _Absent:
-        return self
-
-
-ABSENT: Final = _Absent()
-"""Stands for a place that is not there; as a value to put, it removes the place."""
-
-
-def parts(pointer: str) -> list[str]:
-    """Return the unescaped tokens of a pointer; the empty pointer, the whole document, has none."""
-    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
-
-
-def join(*tokens: str | int) -> str:
-    """Return the pointer of these tokens."""
-    return "".join("/" + str(token).replace("~", "~0").replace("/", "~1") for token in tokens)
-
-
-def get(document: Any, pointer: str) -> Any:
-    """Return what stands at a pointer, `ABSENT` where nothing does."""
-    for part in parts(pointer):
-        if isinstance(document, dict):
-            document = document.get(part, ABSENT)
-        elif isinstance(document, list) and part.isdigit() and int(part) < len(document):
-            document = document[int(part)]
-        else:
-            return ABSENT
-    return document
-
-
-def put(document: Any, pointer: str, value: Any) -> None:
-    """Set a place, in place; `ABSENT` removes it, an index at the end of a list or the token ``-`` appends.
-
-    Raises
-    ------
-    KeyError
-        If the place's parent is no container.
-    """
-    *path, last = parts(pointer)
-    parent = get(document, join(*path))
-    if isinstance(parent, dict):
-        if value is ABSENT:
-            parent.pop(last, None)
-        else:
-            parent[last] = value
-    elif isinstance(parent, list):
-        index = len(parent) if last == "-" else int(last)
-        if value is ABSENT:
-            del parent[index : index + 1]
-        elif index == len(parent):
-            parent.append(value)
-        else:
-            parent[index] = value
-    else:
-        raise KeyError(pointer)
+from utils.json_pointer import ABSENT, join
 
 
 def differing(before: Any, after: Any, at: str = "") -> Iterator[str]:

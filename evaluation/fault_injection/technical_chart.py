@@ -13,7 +13,7 @@ from evaluation.fault_injection.drawing import (
     rounded,
 )
 from evaluation.fault_injection.model import Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
+from utils.json_pointer import join
 
 LEVEL_TOLERANCE = 0.01
 CLEAR_TREND = 0.6

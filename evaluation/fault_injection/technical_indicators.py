@@ -19,8 +19,8 @@ from evaluation.fault_injection.drawing import (
     side_of,
 )
 from evaluation.fault_injection.model import Case, Mutant, operators
-from evaluation.fault_injection.pointers import join
 from evaluation.fault_injection.stale_indicators import indicator_value, wrong_windows
+from utils.json_pointer import join
 
 INDICATOR_TOLERANCE = 0.05
 OVERBOUGHT, OVERSOLD = 70.0, 30.0

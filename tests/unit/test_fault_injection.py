@@ -17,10 +17,11 @@ from benchmarks.clean_outputs import ENRICHED, GENERATED, clean_outputs
 from data_pipeline.sentiment import score_text
 from evaluation.fault_injection import ABSENT, CATEGORIES, JUDGE_ONLY, OPERATORS, Mutant, Operator, Sample, evaluate
 from evaluation.fault_injection.harness import damage
-from evaluation.fault_injection.pointers import differing, get, overlap, put
+from evaluation.fault_injection.pointers import differing, overlap
 from evaluation.fault_injection.scores import F1, Rate, Share
 from evaluation.ground_truth import GroundTruth
 from tests.integration.generated_history import generate
+from utils.json_pointer import get, put
 from utils.schema import parse_output
 
 SEED = 5
