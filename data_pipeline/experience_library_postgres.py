@@ -21,8 +21,9 @@ import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import cycle, outcomes, similarity, trajectories
+from data_pipeline.library import cycle, findings, outcomes, similarity, trajectories
 from data_pipeline.library.cycle import CycleBatch
+from data_pipeline.library.findings import Finding
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
 from data_pipeline.library.pool import Connection, Database
 from data_pipeline.library.search_plan import SearchPlanner
@@ -217,6 +218,11 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
                 parameters.append(value)
         with self.database.connection() as connection, connection.cursor() as cursor:
             return trajectories.select(cursor, " AND ".join(where), parameters, "t.reward DESC, t.trajectory_id", limit)
+
+    def get_findings(self, trajectory_ids: Sequence[str]) -> dict[str, list[Finding]]:
+        """Return what fault localisation found in each of these trajectories that has findings."""
+        with self.connection() as connection, connection.cursor() as cursor:
+            return findings.of_trajectories(cursor, trajectory_ids)
 
     def get_matured_trajectories(
         self, agent_type: str, *, as_of: datetime, decided_from: datetime | None = None
