@@ -167,9 +167,9 @@ class AsOfFacts:
             return Citable("news", article.text, "text", article.event_time, 0.0)
         return self._filed_facts.get(evidence_id)
 
-    def citable_numbers(self) -> list[float]:
-        """Return every figure that can be cited."""
-        facts = (*self._bar_facts.values(), *self._filed_facts.values())
+    def citable_numbers(self, *, bars: bool, filings: bool) -> list[float]:
+        """Return the figures of bars, of filings, or of both that can be cited."""
+        facts = [*(self._bar_facts.values() if bars else ()), *(self._filed_facts.values() if filings else ())]
         return [fact.value for fact in facts if isinstance(fact.value, float)]
 
     @cached_property
