@@ -127,6 +127,14 @@ class AsOfFacts:
         price = None if snapshot.stale else self.price
         return read_filings(snapshot.filings, snapshot.as_of, snapshot.bars, price)
 
+    @cached_property
+    def valuation_lean(self) -> float:
+        """Median of the multiple's past over its present, minus 1: above 0 where the share is cheap, 0 where unknown."""
+        filed = self.filed
+        if filed is None or filed.multiple_median is None or not filed.multiple_now:
+            return 0.0
+        return filed.multiple_median / filed.multiple_now - 1
+
     def filed_value(self, *names: str) -> float | None:
         """Return the first of several figures that is known, filed or derived."""
         return self.filed.value(*names) if self.filed else None

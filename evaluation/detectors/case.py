@@ -94,7 +94,7 @@ class Case:
     def timestamp(self) -> datetime | None:
         """The decision's time, None where neither output nor snapshot tells it."""
         if self.output is not None and "as_of" not in self.broken:
-            return self.output.as_of  # type: ignore[no-any-return]
+            return self.output.as_of
         return self.truth.snapshot.as_of if self.truth.snapshot else None
 
     def report(
