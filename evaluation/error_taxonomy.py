@@ -6,6 +6,7 @@ stands in `evaluation.error_catalogue`; nothing here looks at an output.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -217,9 +218,7 @@ class ErrorSeverityClassifier:
         The first that holds: any fatal or two high, fatal; one high or three medium, high; any medium; any low;
         negligible.
         """
-        counts = dict.fromkeys(Severity, 0)
-        for error in errors:
-            counts[error if isinstance(error, Severity) else Severity(error.severity)] += 1
+        counts = Counter(error if isinstance(error, Severity) else Severity(error.severity) for error in errors)
         if counts[Severity.FATAL] or counts[Severity.HIGH] >= FATAL_HIGHS:
             return Severity.FATAL
         if counts[Severity.HIGH] or counts[Severity.MEDIUM] >= HIGH_MEDIUMS:

@@ -48,6 +48,7 @@ class AsOfFacts:
 
     def __init__(self, snapshot: MarketSnapshot) -> None:
         self.snapshot = snapshot
+        self._filings_with: dict[str, list[Filing]] = {}
 
     @cached_property
     def price(self) -> float | None:
@@ -154,7 +155,11 @@ class AsOfFacts:
 
     def filings_with(self, name: str) -> list[Filing]:
         """Return the filings that state a metric, oldest period first."""
-        return sorted((f for f in self.snapshot.filings if name in f.metrics), key=lambda f: f.period_end)
+        found = self._filings_with.get(name)
+        if found is None:
+            found = sorted((f for f in self.snapshot.filings if name in f.metrics), key=lambda f: f.period_end)
+            self._filings_with[name] = found
+        return found
 
     def yearly_growth(self, name: str) -> float | None:
         """Return the compound yearly growth of a metric over three years, None where the filings do not reach back."""

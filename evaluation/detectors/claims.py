@@ -51,7 +51,7 @@ def _figures(case: Case, field: str, figures: Mapping[str, float]) -> None:
     cited = names_of(case.output.evidence)
     # evidence that was found not to exist says what the figure rests on; that has been said once
     unknown = [error.location for error in case.errors if error.category == "hallucination"]
-    lost = [item.value for i, item in enumerate(case.output.evidence) if f"/evidence/{i}/id" in unknown]
+    lost = [item.value for i, item in enumerate(case.output.evidence) if unknown and f"/evidence/{i}/id" in unknown]
     bare = [name for name in figures if name not in cited]
     if len(bare) == len(figures) > 1:
         case.report(
@@ -60,9 +60,11 @@ def _figures(case: Case, field: str, figures: Mapping[str, float]) -> None:
         )  # fmt: skip
         return
     for name, value in figures.items():
-        at = pointer(field, name)
         item = cited.get(name)
-        if any(isinstance(known, float) and not differs(value, known) for known in lost):
+        if item is not None and item.value == value:
+            continue
+        at = pointer(field, name)
+        if lost and any(isinstance(known, float) and not differs(value, known) for known in lost):
             continue
         if item is None:
             if not case.found_at(at):

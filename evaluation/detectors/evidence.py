@@ -50,7 +50,10 @@ def cited_evidence(case: Case) -> None:
         elif facts is None:
             unverified.add("no snapshot")
         elif (known := facts.citable(item.id) or _named(item, facts)) is not None:
-            _same(case, i, item, known, facts)
+            if item.value == known.value and item.unit == known.unit:
+                _same_time(case, i, item, known)
+            else:
+                _same(case, i, item, known, facts)
         elif _verifiable(item, facts, case.output.symbol):
             case.report(
                 "hallucination",
@@ -150,20 +153,20 @@ def _same(case: Case, i: int, item: Evidence, known: Citable, facts: AsOfFacts) 
             found=value, expected=known.value, corrected=known.value, sub_code=_cause(item, value, known, facts),
         )  # fmt: skip
         return
-    _same_time(case, f"{at}/event_time", item, known)
+    _same_time(case, i, item, known)
 
 
-def _same_time(case: Case, at: str, item: Evidence, known: Citable) -> None:
+def _same_time(case: Case, i: int, item: Evidence, known: Citable) -> None:
     right = known.event_time
     if isinstance(right, datetime):
-        if abs(item.event_time - right) <= CLOCK_SLACK:
+        if item.event_time is right or abs(item.event_time - right) <= CLOCK_SLACK:
             return
     elif item.event_time.date() >= right:
         return
     else:
         right = case.output.as_of
     case.report(
-        "data_inaccuracy", at, f"{item.id!r} is dated {item.event_time.isoformat()}, it is of {right.isoformat()}",
+        "data_inaccuracy", f"/evidence/{i}/event_time", f"{item.id!r} is dated {item.event_time.isoformat()}, it is of {right.isoformat()}",
         found=item.event_time, expected=right, corrected=right, sub_code="stale",
     )  # fmt: skip
 
