@@ -131,13 +131,13 @@ class ErrorInstance:
         JSON pointer to the field (RFC 6901); empty for the output as a whole.
     suggested_fix : str
     evidence : mapping
-        ``expected`` and ``found``, and whatever else the rule compared.
+        ``expected`` and ``found``, and whatever else the rule compared; plain JSON values.
     timestamp : datetime or None
         The decision's time, not the wall clock's: equal replays give equal reports.
     sub_code : str or None
         The kind within the category, such as ``look_ahead``.
     corrected : object
-        What the field should hold, where that can be computed; None where it cannot.
+        What the field should hold, in the form that JSON gives it, where that can be computed; None where it cannot.
     """
 
     category: str

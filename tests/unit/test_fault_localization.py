@@ -49,10 +49,6 @@ def found(report: ErrorReport) -> Found:
     return [(error.category, error.location) for error in report.errors]
 
 
-def plain(value: Any) -> Any:
-    return value.isoformat() if hasattr(value, "isoformat") else value
-
-
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_clean_output_has_no_fault(agent: str) -> None:
     report = ENGINE.detect_faults(agent, world().outputs[agent], world().truth)
@@ -94,7 +90,7 @@ def test_the_corrected_value_repairs_the_output(damage: Damage) -> None:
     raw, truth = damaged(damage)
     error = ENGINE.detect_faults(damage.agent, raw, truth).errors[0]
     assert error.corrected is not None
-    put(raw, error.location, plain(error.corrected))
+    put(raw, error.location, error.corrected)
     left = found(ENGINE.detect_faults(damage.agent, raw, truth))
     assert (error.category, error.location) not in left
 
@@ -330,6 +326,26 @@ def test_what_is_no_object_is_an_invalid_value_and_nothing_else_is_checked(given
     assert {"hallucination", "sentiment_miscalculation", "contradictory"} <= set(report.not_checked)
 
 
+def test_a_bad_value_under_a_short_name_leaves_the_other_rules_at_work() -> None:
+    raw = world().raw("technical")
+    raw["decision"] = [raw.pop("recommendation")]
+    raw["indicators"]["RSI"] = [raw["indicators"].pop("rsi_14")]
+    report = ENGINE.detect_faults("technical", put(raw, "/trend", "downtrend"), overbought().truth)
+    assert {("invalid_value", "/recommendation"), ("invalid_value", "/indicators/rsi_14")} < set(found(report))
+    assert ("trend_misclassification", "/trend") in found(report)
+
+
+def test_what_is_too_deep_or_too_long_to_be_written_is_answered() -> None:
+    deep: Any = []
+    for _ in range(3000):
+        deep = [deep]
+    for wild in (deep, {"x": deep}, 10**6000, [10**6000]):
+        raw = put(put(world().raw("technical"), "/confidence", wild), "/signals/trend", wild)
+        report = ENGINE.detect_faults("technical", {**raw, "agent_type": wild}, world().truth)
+        assert {error.location for error in report.errors} >= {"/agent_type", "/confidence", "/signals/trend"}
+        json.dumps([dict(error.evidence) for error in report.errors], allow_nan=False)
+
+
 def test_rules_that_lack_the_ground_truth_are_named() -> None:
     report = ENGINE.detect_faults("strategist", world().outputs["strategist"])
     assert found(report) == []
@@ -465,6 +481,7 @@ def test_an_output_that_is_damaged_anywhere_is_answered_and_every_pointer_is_one
     agent, raw = damage
     given_value = json.dumps(raw, default=str) if as_text and all(isinstance(key, str) for key in raw) else raw
     report = ENGINE.detect_faults(agent, given_value, world().truth if informed else None)
+    json.dumps([[dict(error.evidence), error.corrected] for error in report.errors], allow_nan=False)
     assert all(error.location == "" or error.location.startswith("/") for error in report.errors)
     assert {error.category for error in report.errors} <= set(CATALOGUE)
     again = ENGINE.detect_faults(agent, given_value, world().truth if informed else None)
