@@ -17,7 +17,8 @@ from utils.schema import Evidence
 
 ARTICLE_KINDS = frozenset(("news", "article"))
 FILED_KINDS = frozenset(("filing", "derived"))
-BAR_KINDS = frozenset(("indicator", "price"))
+FOREIGN_KINDS = frozenset(("agent", "peer", "sector", "portfolio", "regime", "note"))
+"""What a snapshot of one symbol does not hold even where it is true; whatever else is cited must stand in it."""
 
 OWN_KINDS = {"news": ARTICLE_KINDS, "technical": frozenset(("indicator",)), "fundamental": FILED_KINDS}
 """What the evidence of an agent has to contain; the strategist may cite anything."""
@@ -125,7 +126,7 @@ def _verifiable(item: Evidence, facts: AsOfFacts, symbol: str) -> bool:
         return False
     if facts.indicators is None and (item.kind == "indicator" or item.id.startswith("ind:")):
         return evidence_name(item) not in facts.computable
-    return item.kind in FILED_KINDS or item.kind in BAR_KINDS or item.id.startswith(("bar:", "ind:", "derived:"))
+    return item.kind not in FOREIGN_KINDS
 
 
 def _same(case: Case, i: int, item: Evidence, known: Citable, facts: AsOfFacts) -> None:

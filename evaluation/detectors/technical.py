@@ -116,6 +116,8 @@ def timeframe_confusion(case: Case) -> None:
     if len(counts) < 2:
         return
     usual = max(counts, key=lambda interval: (counts[interval], interval == DAILY))
+    if case.facts and case.facts.price and DAILY in counts:
+        usual = DAILY  # the bars that are known are daily ones
     for i, interval in stated:
         if interval != usual:
             text = f"bars of {interval} among bars of {usual}"

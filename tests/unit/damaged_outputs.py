@@ -66,6 +66,11 @@ DAMAGES: dict[str, Damage] = {
     "an unknown indicator as evidence": Damage(
         "technical", {"/evidence/2/id": "ind:magic", "/indicators/macd": ...}, [("hallucination", "/evidence/2/id")]
     ),
+    "a report that nobody knows": Damage(
+        "strategist",
+        {"/evidence": lambda old: [*old, {**old[0], "id": "rating:upgrade", "kind": "analyst_rating"}]},
+        [("hallucination", "/evidence/11/id")],
+    ),
     "a filing that was never filed": Damage(
         "strategist", {"/evidence/1/id": "AAPL-2019-03-31:eps"}, [("hallucination", "/evidence/1/id")]
     ),
