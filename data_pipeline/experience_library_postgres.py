@@ -122,7 +122,8 @@ class ExperienceLibraryPostgres:
     def store_trajectory(self, trajectory: Trajectory) -> bool:
         """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
 
-        A trajectory without an embedding gets one of its market state.
+        A trajectory without an embedding gets one of its market state; a zero vector has no direction and is not indexed.
+        A text or a JSON field has 8 Mi characters at most.
 
         Raises
         ------
@@ -197,7 +198,7 @@ class ExperienceLibraryPostgres:
         ):
             if not -float("inf") < value < float("inf"):
                 raise ValueError(f"{name} must be finite, not {value!r}")
-        trajectories.check_text("trajectory_id", trajectory_id)
+        trajectories.check_text("trajectory_id", trajectory_id, 1)
         update = OutcomeUpdate(
             trajectory_id,
             float(actual_return),

@@ -267,6 +267,8 @@ def decode(payload: bytes) -> Operation:
     try:
         data = orjson.loads(payload)
         return _READERS[data["kind"]](data)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"this is no JSON: {error}") from None
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"this is no operation of the library: {error!r}") from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -110,7 +111,8 @@ def store(cursor: psycopg.Cursor[Any], prepared: PreparedRows) -> int:
             raise LibraryConflict(
                 f"trajectories[{place}]: trajectory_id {row[0]} is stored with other content; use a new id"
             )
-    fresh = [row for row in prepared.rows if row[0] not in stored]
+    # in one order, so that two writers of the same rows wait for each other and do not deadlock
+    fresh = sorted((row for row in prepared.rows if row[0] not in stored), key=itemgetter(0))
     if not fresh:
         return 0
     try:
@@ -124,7 +126,7 @@ def store(cursor: psycopg.Cursor[Any], prepared: PreparedRows) -> int:
 
 def _store_singly(cursor: psycopg.Cursor[Any], prepared: PreparedRows) -> int:
     written = 0
-    for row in prepared.rows:
+    for row in sorted(prepared.rows, key=itemgetter(0)):
         if trajectories.insert_row(cursor, row):
             written += 1
             if (embedding := prepared.embeddings.get(row[0])) is not None:

@@ -442,13 +442,14 @@ def test_poisoned_operations_reach_the_dead_letter_once_and_the_rest_goes_on(ser
     library.database._spool.append(b"\xff no JSON \x00")
     library.store_trajectory(trajectory("last"))
     back(server, library)
-    letters = ask(url, "SELECT op->>'kind', error FROM spool_dead_letter ORDER BY op_id")
+    letters = ask(url, "SELECT op->>'kind', error FROM spool_dead_letter")
     expected = [
         ("update_outcome", "no trajectory"), ("store_trajectories", "other content"), ("update_outcome", "revise=True"),
-        ("store_trajectories", "run_id"), ("store_evaluations", "trajectory_id"), ("unknown", "no operation"), (None, ""),
+        ("store_trajectories", "run_id"), ("store_evaluations", "trajectory_id"), ("unknown", "no operation"),
+        (None, "JSON"),
     ]  # fmt: skip
-    assert [kind for kind, _ in letters] == [kind for kind, _ in expected]
-    assert [words in error for (_, error), (_, words) in zip(letters, expected, strict=True)] == [True] * 7
+    assert len(letters) == len(expected)
+    assert [sum(k == kind and words in error for k, error in letters) for kind, words in expected] == [1] * 7
     names = [row[0] for row in ask(url, "SELECT trajectory_id FROM trajectories ORDER BY 1")]
     assert names == ["first", "last", "settled", "taken"]
     assert library.count_dead_letters() == 7
