@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 
+from benchmarks import library_writes
 from benchmarks.daemon import Measured, run_daemon
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 
@@ -32,6 +33,7 @@ def main() -> int:
             print("REPLAY_DATA_DIR is not set: the run over a folder of history is left out")
         print(f"import floor (numpy, pandas, pydantic, psycopg): {_import_floor():.2f} s")
         print(f"database floor (initdb and start, embedded):     {_database_floor(root / 'floor'):.2f} s\n")
+        library_writes.report()
         for name, data_dir, flags in runs:
             measured = run_daemon(data_dir, *RULES, *flags)
             _report(name, measured, _copy_floor(data_dir))
