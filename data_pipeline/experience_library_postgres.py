@@ -31,6 +31,9 @@ from utils.errors import LibraryUnavailable
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
+DRAIN_PATIENCE_S = 1.0
+"""How long closing, reviving and supervision help to drain: each has other things to do, and the next one goes on."""
+
 __all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
 
 
@@ -359,9 +362,9 @@ class ExperienceLibraryPostgres:
         """What waits in the spool, None without one."""
         return self.database.spool_status
 
-    def drain(self) -> None:
-        """Apply what waits in the spool; LibraryUnavailable while the database is away."""
-        self.database.drain()
+    def drain(self, patience_s: float | None = None) -> None:
+        """Apply what waits in the spool, for so many seconds (to the end); LibraryUnavailable while the database is away."""
+        self.database.drain(patience_s=patience_s)
 
     def count_dead_letters(self) -> int:
         """Return how many operations of the spool the database has refused for good."""
@@ -374,7 +377,7 @@ class ExperienceLibraryPostgres:
         if self._server is not None:
             self._server.ensure_running()
         with contextlib.suppress(LibraryUnavailable):
-            self.database.drain(ask_now=self._server is not None)
+            self.database.drain(patience_s=DRAIN_PATIENCE_S, ask_now=self._server is not None)
 
     def ping(self) -> float:
         """Return the seconds that the database takes to answer; raises LibraryUnavailable if it does not."""
@@ -386,7 +389,7 @@ class ExperienceLibraryPostgres:
     def close(self) -> None:
         """Close the connections and stop the embedded server if it is ours; idempotent. What waits in the spool stays."""
         with contextlib.suppress(LibraryUnavailable):
-            self.database.drain()
+            self.database.drain(patience_s=DRAIN_PATIENCE_S)
         self.database.close()
         if self._server is not None:
             self._server.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.experience_library_postgres import DRAIN_PATIENCE_S, ExperienceLibraryPostgres
 from utils.errors import ComponentStartError, LibraryUnavailable
 from utils.logs import logger
 
@@ -51,7 +51,7 @@ class LibraryCare:
     def tend(self) -> None:
         """Drain; while the database is away, start ours again; tell of a change."""
         try:
-            self.library.drain()
+            self.library.drain(DRAIN_PATIENCE_S)
         except LibraryUnavailable:
             try:
                 self.library.revive()

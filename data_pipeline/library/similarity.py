@@ -41,8 +41,8 @@ def embedding_rows(batch: Sequence[Trajectory], model: str) -> list[tuple[Any, .
             t.trajectory_id, model, t.run_id, t.agent_type, t.symbol, t.market_regime, t.recommendation, t.success, t.reward,
             t.matured_at, HalfVector(half),
         )
-        for t, half, directed in zip(given, halves, halves.any(axis=1), strict=True)
-        if directed and not t.abstained
+        for t, half in zip(given, halves, strict=True)
+        if not t.abstained and half.any()
     ]  # fmt: skip
 
 

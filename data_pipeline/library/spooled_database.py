@@ -129,11 +129,13 @@ class SpooledDatabase(Database):
             self._note_outage(error)
             return self._append(spool, operation)
 
-    def drain(self, *, ask_now: bool = False) -> None:
+    def drain(self, *, patience_s: float | None = None, ask_now: bool = False) -> None:
         """Apply everything that waits in the spool; returns at once if nothing does.
 
         Parameters
         ----------
+        patience_s : float, optional
+            Leave what is not applied by then to the next one who drains.
         ask_now : bool
             Ask a database that is known to be away even if it is too early.
 
@@ -144,8 +146,8 @@ class SpooledDatabase(Database):
         """
         if ask_now:
             self._outage.ask_now()
-        while not self._drain_for(None):
-            pass
+        while not self._drain_for(patience_s) and patience_s is None:
+            pass  # somebody else drains, or somebody writes faster than one drains
 
     def close(self) -> None:
         """Close every connection and the spool; what waits in it stays on disk. Idempotent."""
