@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psycopg
 
 from data_pipeline.embeddings import Embedder
@@ -261,9 +260,8 @@ def _compared(item: _Item, stored: Trajectory, digest: str) -> OutcomeUpdate | N
 
 def _vectors(items: Sequence[_Item], embedder: Embedder) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of embeddings: those of the file under their own model, and what can be made inline."""
-    for item in items:
-        if item.trajectory.embedding is not None and any(item.trajectory.embedding):
-            yield similarity.embedding_row(item.trajectory, item.model)
+    for model in dict.fromkeys(item.model for item in items):
+        yield from similarity.embedding_rows([item.trajectory for item in items if item.model == model], model)
     if embedder.inline:
         without = [
             item.trajectory
@@ -271,9 +269,8 @@ def _vectors(items: Sequence[_Item], embedder: Embedder) -> Iterator[tuple[Any, 
             if not item.trajectory.abstained and (item.trajectory.embedding is None or item.model != embedder.model)
         ]
         vectors = embedder.embed_many([t.market_state for t in without])
-        for t, vector in zip(without, vectors, strict=True):
-            if np.any(vector):
-                yield similarity.embedding_row(replace(t, embedding=vector), embedder.model)
+        embedded = [replace(t, embedding=vector) for t, vector in zip(without, vectors, strict=True)]
+        yield from similarity.embedding_rows(embedded, embedder.model)
 
 
 def _added(a: ImportCounts, b: ImportCounts) -> ImportCounts:

@@ -15,9 +15,10 @@ from typing import Any
 from data_pipeline.embeddings import Embedder
 from data_pipeline.library import backfill, retention, transfer
 from data_pipeline.library.backfill import OnProgress
-from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.pool import Connection
 from data_pipeline.library.retention import RetentionPolicy, RetentionReport
 from data_pipeline.library.search_plan import SearchPlanner
+from data_pipeline.library.spooled_database import SpooledDatabase
 from data_pipeline.library.transfer import ImportCounts, Selection
 from utils.clock import ensure_utc
 
@@ -25,7 +26,7 @@ from utils.clock import ensure_utc
 class LibraryUpkeep(ABC):
     """Index, retention, back-fill, export and import."""
 
-    database: Database
+    database: SpooledDatabase
     embedder: Embedder
     run_id: str
     _planner: SearchPlanner
