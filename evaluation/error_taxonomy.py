@@ -219,6 +219,8 @@ class ErrorSeverityClassifier:
         negligible.
         """
         counts = Counter(error if isinstance(error, Severity) else Severity(error.severity) for error in errors)
+        if not counts:
+            return Severity.NEGLIGIBLE
         if counts[Severity.FATAL] or counts[Severity.HIGH] >= FATAL_HIGHS:
             return Severity.FATAL
         if counts[Severity.HIGH] or counts[Severity.MEDIUM] >= HIGH_MEDIUMS:

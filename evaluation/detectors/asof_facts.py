@@ -7,11 +7,12 @@ by the same functions that the agents use. Nothing here knows of outputs.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import OrderedDict
 from datetime import date, datetime
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline import indicators as indicator_module
 from data_pipeline.article_selection import usable_articles
@@ -22,6 +23,7 @@ from data_pipeline.indicators import MIN_BARS, WINDOWS, compute_indicators
 from data_pipeline.rounding import figure, price_figure
 from data_pipeline.sentiment import score_text
 from utils.schema import Filing, MarketSnapshot, NewsItem
+from utils.schema.market import FloatArray
 
 LEVEL_TOLERANCE = 0.01
 CACHED_SNAPSHOTS = 256
@@ -92,17 +94,15 @@ class AsOfFacts:
         return indicator_module.participation(bars) if len(bars) >= indicator_module.VOLUME_BARS else None
 
     @cached_property
-    def _extremes(self) -> list[float]:
+    def _extremes(self) -> FloatArray:
         bars = self.snapshot.bars
-        values: list[float] = [*bars.low.tolist(), *bars.high.tolist()]
-        values.sort()
-        return values
+        return np.sort(np.concatenate([bars.low, bars.high]))
 
     def nearest_extreme(self, level: float) -> float | None:
         """Return the high or low of a bar that is nearest to a price, None without a bar."""
-        extremes = self._extremes
-        place = bisect_left(extremes, level)
-        return min(extremes[max(0, place - 1) : place + 1], key=lambda value: abs(value - level), default=None)
+        place = int(np.searchsorted(self._extremes, level))
+        around: list[float] = self._extremes[max(0, place - 1) : place + 1].tolist()
+        return min(around, key=lambda value: abs(value - level), default=None)
 
     @cached_property
     def articles(self) -> list[NewsItem]:
