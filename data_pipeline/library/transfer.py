@@ -19,14 +19,12 @@ from data_pipeline.library import outcomes, similarity, trajectories
 from data_pipeline.library.outcomes import OutcomeUpdate
 from data_pipeline.library.pool import Connection
 from data_pipeline.library.trajectories import EMBEDDING_MODEL_KEY, JSON_COLUMNS, OUTCOME_COLUMNS, Trajectory
-from data_pipeline.library.trajectory_files import Record, reading, writing
+from data_pipeline.library.trajectory_files import Record, reading, small_integers, writing
 from utils.errors import LibraryConflict
-from utils.hashing import canonical_json
 
 BATCH = 500
 """Trajectories in memory and in one transaction: some MB."""
 
-_LARGEST_INTEGER = 2**63
 _ORDER = 't.as_of, t.symbol COLLATE "C", t.agent_type COLLATE "C", t.trajectory_id COLLATE "C"'
 Lend = Callable[[], Any]
 """Lends a connection that commits at its end: `Database.connection`."""
@@ -121,7 +119,7 @@ def _condition(run_ids: Sequence[str], selection: Selection) -> tuple[str, list[
 
 
 def _record(row: Sequence[Any], model: str) -> Record:
-    record = _readable(trajectories.from_row(row[:-1])).to_dict()
+    record = trajectories.from_row(row[:-1]).to_dict()
     if row[-1] is not None:
         record["embedding"] = row[-1].to_list()
         record[EMBEDDING_MODEL_KEY] = model
@@ -129,23 +127,8 @@ def _record(row: Sequence[Any], model: str) -> Record:
 
 
 def _readable(t: Trajectory) -> Trajectory:
-    """Return a stored trajectory with numbers as they were given: the database gives 1e300 back as an integer."""
-    changed = {}
-    for name in JSON_COLUMNS:
-        value = getattr(t, name)
-        try:
-            canonical_json(value)
-        except TypeError:
-            changed[name] = _small_integers(value)
-    return replace(t, **changed) if changed else t
-
-
-def _small_integers(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if -_LARGEST_INTEGER <= value < 2 * _LARGEST_INTEGER else float(value)
-    if isinstance(value, dict):
-        return {key: _small_integers(item) for key, item in value.items()}
-    return [_small_integers(item) for item in value] if isinstance(value, list) else value
+    """Return a stored trajectory with the numbers that a file would hold."""
+    return replace(t, **{name: small_integers(getattr(t, name)) for name in JSON_COLUMNS})
 
 
 def _next_items(
@@ -247,7 +230,7 @@ def _compared(item: _Item, stored: Trajectory, digest: str) -> OutcomeUpdate | N
     The database keeps fewer digits of some numbers than it was given, so that what was exported from it has another
     hash than what was stored: then what it would export now is compared.
     """
-    if item.row[-1] not in (digest, trajectories.as_row(_readable(stored))[-1]):
+    if item.row[-1] != digest and item.row[-1] != trajectories.as_row(_readable(stored))[-1]:
         raise LibraryConflict(f"{item.place}: trajectory {stored.trajectory_id} is stored with other content")
     given, kept = ([getattr(t, name) for name in OUTCOME_COLUMNS] for t in (item.trajectory, stored))
     if given == kept or given == [None] * len(given):

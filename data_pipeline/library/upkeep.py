@@ -119,6 +119,8 @@ class LibraryUpkeep(ABC):
         ------
         ValueError
             If the path cannot be written or ends otherwise; if `as_of` is naive.
+        LibraryUnavailable
+            If the database does not answer; a former file of the name stays.
         """
         until = None if as_of is None else ensure_utc(as_of)
         selection = Selection(agent_type, symbol, market_regime, recommendation, success, min_reward, until)
@@ -144,6 +146,8 @@ class LibraryUpkeep(ABC):
             earlier ones stay, and importing again passes over them.
         LibraryConflict
             If other content or another outcome is stored under an id, with file and line.
+        LibraryUnavailable
+            If the database does not answer; earlier transactions stay.
         """
         return transfer.import_file(self.connection, Path(path), self.embedder, run_id)
 
