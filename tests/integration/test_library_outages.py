@@ -84,7 +84,7 @@ def spool_dir(tmp_path: Path) -> Path:
 
 def opened(url: str, spool_dir: Path | None) -> ExperienceLibraryPostgres:
     library = ExperienceLibraryPostgres(dsn=url, spool_dir=spool_dir, pool_size=6)
-    library.database._pool.timeout = 2.0  # so that the first call of each outage need not be waited for
+    library.database._pool.timeout = 0.5  # so that the first call of each outage need not be waited for
     return library
 
 
@@ -242,6 +242,7 @@ class Writers:
 
     def __init__(self, library: ExperienceLibraryPostgres, threads: int = 4) -> None:
         self.library = library
+        library.database._pool.timeout = 3.0  # as it is: the pool needs a moment after each outage
         self._allowed = 0
         self._ended = False
         self._more = threading.Condition()
