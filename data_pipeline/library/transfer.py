@@ -151,6 +151,8 @@ def _item(place: str, record: Record, model: str, run_id: str | None) -> _Item:
         if run_id is not None:
             trajectory = replace(trajectory, run_id=run_id)
         trajectories.validate(trajectory)
+        if trajectory.embedding is not None:
+            trajectories.check_embedding(trajectory.embedding)
         return _Item(place, trajectory, trajectories.as_row(trajectory), record.get(EMBEDDING_MODEL_KEY, model))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
