@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon, library
+from benchmarks import daemon_report, library, taxonomy
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "daemon": daemon.run,
+    "daemon": daemon_report.run,
     "library": library.run,
+    "taxonomy": taxonomy.run,
 }
 """Name of a section to what runs and prints it and returns its figures."""
 

@@ -23,8 +23,8 @@ from benchmarks.library_cases import distances, filters
 from benchmarks.library_data import generate, trajectory, trajectory_id
 from benchmarks.library_peers import PEERS, PeerResult, run_peer, write_exchange
 from benchmarks.library_searches import Search, Truth, library_search, run_searches
-from benchmarks.write_rounds import measure_writes
 from benchmarks.raw_pgvector import METHODS, RawSearch, prepare_searches
+from benchmarks.write_rounds import measure_writes
 from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.migrations import migrate

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.library_peers import PeerResult
 from benchmarks.library_searches import ENOUGH_RECALL, Answers, Figures, Truth, best_raw
-from benchmarks.write_rounds import BATCH, INDEXED_ROUNDS, ROUNDS, Writes
 from benchmarks.measure import Spread
+from benchmarks.write_rounds import BATCH, INDEXED_ROUNDS, ROUNDS, Writes
 from data_pipeline.experience_library_postgres import Trajectory
 from utils.hashing import canonical_json
 

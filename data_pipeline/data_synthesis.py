@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from data_pipeline.library.findings import Finding
 from utils.artifacts import write_atomically
 from utils.clock import isoformat
 from utils.errors import LibraryConflict
@@ -68,6 +69,10 @@ class SuccessSource(Protocol):
         """Return successes with at least `min_reward`, matured before `as_of`, best reward first."""
         ...
 
+    def get_findings(self, trajectory_ids: Sequence[str]) -> Mapping[str, Sequence[Finding]]:
+        """Return what fault localisation found in each of these that has findings."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SFTExample:
@@ -93,11 +98,17 @@ class SFTExample:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The experiences that were picked, best first, and by which rule out of how many successes."""
+    """The experiences that were picked, best first, and by which rule out of how many successes.
+
+    `faulty` successes were left out for what was found in them; `findings` holds, by trajectory, what was found in the
+    chosen.
+    """
 
     chosen: tuple[Any, ...]
     rule: Rule
     candidates: int
+    faulty: int = 0
+    findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +152,8 @@ class DataSynthesisModule:
         successes by quality is taken instead: a high bar for reward picks large moves and not good decisions.
     render : callable
         Turns an experience into its conversation, assistant last.
+    acceptable : callable
+        Whether an output with these findings may be learned from; a call that came true for wrong reasons must not be.
     """
 
     def __init__(
@@ -152,6 +165,7 @@ class DataSynthesisModule:
         *,
         trigger_count: int = 100,
         render: Callable[[Any], Sequence[Message]] = render_plainly,
+        acceptable: Callable[[Sequence[Finding]], bool] = lambda findings: True,
     ) -> None:
         self._library = library
         self._min_reward = min_reward
@@ -159,6 +173,7 @@ class DataSynthesisModule:
         self._quality_threshold = quality_threshold
         self._trigger_count = trigger_count
         self._render = render
+        self._acceptable = acceptable
         self._selected: Counter[str] = Counter()
         self._last: Selection | None = None
         self._examples = 0
@@ -203,8 +218,13 @@ class DataSynthesisModule:
         found = self._library.get_successful_trajectories(
             agent_type, market_regime, min_reward=-math.inf, limit=CANDIDATES, as_of=as_of
         )
-        picked = self.filter_high_quality_trajectories(found)
-        return Selection(picked.chosen[:limit], picked.rule, picked.candidates)
+        findings = self._library.get_findings([t.trajectory_id for t in found])
+        sound = [t for t in found if self._acceptable(findings.get(t.trajectory_id, ()))]
+        picked = self.filter_high_quality_trajectories(sound)
+        chosen = picked.chosen[:limit]
+        known = {t.trajectory_id: findings[t.trajectory_id] for t in chosen if t.trajectory_id in findings}
+        self._last = Selection(chosen, picked.rule, picked.candidates, len(found) - len(sound), known)
+        return self._last
 
     def examples(self, selection: Selection) -> list[SFTExample]:
         """Render a selection in order of decision time, so that equal selections give equal bytes."""
@@ -220,6 +240,7 @@ class DataSynthesisModule:
                     "matured_at": _instant(t.matured_at),
                     "quality": round(self.quality(t), 6),
                     "rule": selection.rule,
+                    **_feedback(selection.findings.get(t.trajectory_id, ())),
                 },
             )
             for t in ordered
@@ -305,6 +326,7 @@ class DataSynthesisModule:
             "last_rule": last.rule if last else None,
             "last_candidates": last.candidates if last else 0,
             "last_selected": len(last.chosen) if last else 0,
+            "last_left_out_as_faulty": last.faulty if last else 0,
             "average_quality": (
                 sum(map(self.quality, last.chosen)) / len(last.chosen) if last and last.chosen else None
             ),
@@ -312,6 +334,12 @@ class DataSynthesisModule:
             "examples": self._examples,
             "datasets": [saved.dataset_id for saved in self._saved],
         }
+
+
+def _feedback(findings: Sequence[Finding]) -> dict[str, list[str]]:
+    """Return what was found in an example's output, one line an error, for the example's metadata; nothing if nothing was."""
+    lines = [f"{f.pointer or 'the output'}: {f.category}, {f.severity}. {f.suggested_fix}" for f in findings]
+    return {"feedback": lines} if lines else {}
 
 
 def _instant(value: datetime | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,21 +18,28 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import psycopg
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import cycle, outcomes, similarity, trajectories
+from data_pipeline.library import findings, outcomes, trajectories
 from data_pipeline.library.cycle import CycleBatch
+from data_pipeline.library.evaluations import Evaluation
+from data_pipeline.library.findings import Finding
+from data_pipeline.library.operations import CommitCycle, StoreEvaluations, StoreTrajectories, UpdateOutcome
 from data_pipeline.library.outcomes import OutcomeUpdate, SessionTally
-from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.pool import Connection
 from data_pipeline.library.search_plan import SearchPlanner
 from data_pipeline.library.similarity import Search, SearchFilter
+from data_pipeline.library.spooled_database import SpooledDatabase, SpoolStatus
 from data_pipeline.library.trajectories import Trajectory, check_embedding
 from data_pipeline.library.upkeep import LibraryUpkeep
 from utils.clock import ensure_utc
+from utils.errors import LibraryUnavailable
 from utils.ids import ADHOC_RUN, generate_trajectory_id
 from utils.telemetry import NO_TELEMETRY, Telemetry
+
+DRAIN_PATIENCE_S = 1.0
+"""How long closing, reviving and supervision help to drain: each has other things to do, and the next one goes on."""
 
 __all__ = ["ExperienceLibraryPostgres", "Trajectory", "generate_trajectory_id"]
 
@@ -45,6 +53,9 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         Of the server; ignored where `dsn` is given.
     dsn : str, optional
         A connection string or URL.
+    spool_dir : str or Path, optional
+        A directory of this process alone for what is written while the database is away: it counts as durable, waits
+        there in order, and is applied exactly once. Without it such a write raises LibraryUnavailable.
     pool_size : int
         Most connections at a time.
     run_id : str
@@ -62,7 +73,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
     Raises
     ------
     ComponentStartError
-        If the server cannot be reached, is too old or lacks pgvector.
+        If the server cannot be reached, is too old or lacks pgvector; if another process owns `spool_dir`.
     """
 
     def __init__(
@@ -74,6 +85,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         password: str = "postgres",  # noqa: S107 - the documented default
         *,
         dsn: str | None = None,
+        spool_dir: str | Path | None = None,
         pool_size: int = 8,
         run_id: str = ADHOC_RUN,
         experience_sources: Sequence[str] = (),
@@ -81,7 +93,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         names = [quote(part, safe="") for part in (user, password, host, database)]
-        self.database = Database(dsn or "postgresql://{0}:{1}@{2}:{4}/{3}".format(*names, port), pool_size)
+        self.database = SpooledDatabase(dsn or "postgresql://{0}:{1}@{2}:{4}/{3}".format(*names, port), pool_size)
         self.run_id = run_id
         self.embedder: Embedder = embedder or FeatureHashingEmbedder()
         self.exact_search = False
@@ -89,6 +101,12 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         self._sources = tuple(experience_sources)
         self._telemetry = telemetry
         self._server: EmbeddedPostgres | None = None
+        if spool_dir is not None:
+            try:
+                self.open_spool(spool_dir)
+            except BaseException:
+                self.database.close()
+                raise
 
     @classmethod
     def embedded(cls, data_dir: str | Path, **options: Any) -> ExperienceLibraryPostgres:
@@ -110,7 +128,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend a connection to another module that holds SQL; commits at the end."""
+        """Lend a connection to another module that holds SQL; commits at the end. It sees all that was written before."""
         with self.database.connection() as connection:
             yield connection
 
@@ -122,7 +140,8 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         """Store a trajectory; True once it is durable. Storing the same content again changes nothing.
 
         A trajectory without an embedding gets one of its market state, at once if the embedder is quick enough for
-        that, else by `backfill_embeddings`.
+        that, else by `backfill_embeddings`; a zero vector has no direction and is not indexed. A text or a JSON field has
+        8 Mi characters at most.
 
         Raises
         ------
@@ -131,25 +150,42 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         LibraryConflict
             If other content is stored under the id.
         LibraryUnavailable
-            If the database does not answer.
+            If the database does not answer, and there is no spool or it is full.
         """
-        trajectories.validate(trajectory)
-        row = trajectories.as_row(trajectory)
-        try:
-            with self.database.connection() as connection, connection.cursor() as cursor:
-                if trajectories.insert_row(cursor, row) and not trajectory.abstained:
-                    embedding = trajectory.embedding
-                    if embedding is None and self.embedder.inline:
-                        embedding = self.embed(trajectory.market_state)
-                    if embedding is not None and any(
-                        embedding
-                    ):  # a zero vector has no direction: its similarity to anything is undefined
-                        embedded = replace(trajectory, embedding=embedding)
-                        similarity.insert_row(cursor, similarity.embedding_row(embedded, self.embedder.model))
-        except psycopg.errors.ForeignKeyViolation:
-            raise ValueError(f"run_id {trajectory.run_id!r} names no run of this database; open it first") from None
-        self._telemetry.count("trajectories_stored_total", agent_type=trajectory.agent_type)
+        self.store_trajectories((trajectory,))
         return True
+
+    def store_trajectories(self, batch: Sequence[Trajectory]) -> int:
+        """Store trajectories, all or none, as `store_trajectory` does each; returns how many were new.
+
+        While the database is away all of a batch count as new.
+
+        Raises
+        ------
+        ValueError, LibraryConflict
+            As `store_trajectory`, with the place in the batch before the field; nothing is written then.
+        LibraryUnavailable
+            If the database does not answer, and there is no spool or it is full.
+        """
+        if not batch:
+            return 0
+        new = self.database.write(StoreTrajectories(tuple(map(self._embedded, batch)), self.embedder.model))
+        for agent_type, number in Counter(t.agent_type for t in batch).items():
+            self._telemetry.count("trajectories_stored_total", number, agent_type=agent_type)
+        return new
+
+    def _embedded(self, t: Trajectory) -> Trajectory:
+        if (
+            t.embedding is not None
+            or t.abstained
+            or not self.embedder.inline
+            or not isinstance(t.market_state, Mapping)
+        ):
+            return t
+        try:
+            return replace(t, embedding=self.embedder.embed(t.market_state))
+        except (UnicodeEncodeError, RecursionError):  # no JSON either: the check of the fields names it
+            return t
 
     def update_outcome(
         self,
@@ -170,6 +206,11 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         ------
         LibraryConflict
             If another outcome is stored and `revise` is False.
+        LibraryUnavailable
+            If the database does not answer, and there is no spool or it is full.
+
+        While the database is away nobody can tell whether there is such a trajectory: the answer is True, and the outcome
+        of one that there is not ends in the table spool_dead_letter.
         """
         for name, value in (
             ("actual_return", actual_return),
@@ -180,18 +221,18 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         ):
             if not -float("inf") < value < float("inf"):
                 raise ValueError(f"{name} must be finite, not {value!r}")
+        trajectories.check_text("trajectory_id", trajectory_id, 1)
         update = OutcomeUpdate(
             trajectory_id,
-            actual_return,
-            success,
-            reward,
+            float(actual_return),
+            bool(success),
+            float(reward),
             _instant(matured_at),
             benchmark_return,
             max_drawdown,
             costs,
         )
-        with self.database.connection() as connection, connection.cursor() as cursor:
-            return outcomes.update(cursor, update, revise=revise, dated=matured_at is not None)
+        return bool(self.database.write(UpdateOutcome(update, revise, dated=matured_at is not None)))
 
     def get_trajectory(self, trajectory_id: str) -> Trajectory | None:
         """Return one trajectory, None if there is none."""
@@ -217,6 +258,11 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
                 parameters.append(value)
         with self.database.connection() as connection, connection.cursor() as cursor:
             return trajectories.select(cursor, " AND ".join(where), parameters, "t.reward DESC, t.trajectory_id", limit)
+
+    def get_findings(self, trajectory_ids: Sequence[str]) -> dict[str, list[Finding]]:
+        """Return what fault localisation found in each of these trajectories that has findings."""
+        with self.connection() as connection, connection.cursor() as cursor:
+            return findings.of_trajectories(cursor, trajectory_ids)
 
     def get_matured_trajectories(
         self, agent_type: str, *, as_of: datetime, decided_from: datetime | None = None
@@ -325,15 +371,63 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         Raises
         ------
         LibraryUnavailable
-            If the database does not answer. Nothing is half-written.
+            If the database does not answer, and there is no spool or it is full. Nothing is half-written.
+        LibraryConflict
+            If it does not follow the last cycle that its run has stored.
         """
-        with self.database.connection() as connection, connection.cursor() as cursor:
-            cycle.commit(cursor, batch, self.embedder.model)
+        self.database.write(CommitCycle(batch, self.embedder.model))
+
+    def store_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
+        """Store grades, all or none; one that is stored already stays as it is.
+
+        Raises
+        ------
+        ValueError
+            For a field that cannot be stored, named; for a grade of an unknown trajectory.
+        LibraryUnavailable
+            If the database does not answer, and there is no spool or it is full.
+        """
+        if evaluations:
+            self.database.write(StoreEvaluations(tuple(evaluations)))
+
+    def open_spool(self, directory: str | Path) -> None:
+        """Put a spool behind the database, as `spool_dir` does, and drain what an earlier process left in it.
+
+        For whoever must first make sure that the database is its own.
+
+        Raises
+        ------
+        ComponentStartError
+            If another process owns the directory.
+        """
+        self.database.open_spool(Path(directory))
+
+    @property
+    def away(self) -> str | None:
+        """Why the database is taken to be away, None while it answers; known only where there is a spool."""
+        return self.database.away
+
+    @property
+    def spool(self) -> SpoolStatus | None:
+        """What waits in the spool, None without one."""
+        return self.database.spool_status
+
+    def drain(self, patience_s: float | None = None) -> None:
+        """Apply what waits in the spool, for so many seconds (to the end); LibraryUnavailable while the database is away."""
+        self.database.drain(patience_s=patience_s)
+
+    def count_dead_letters(self) -> int:
+        """Return how many operations of the spool the database has refused for good."""
+        with self.database.connection() as connection:
+            row = connection.execute("SELECT count(*) FROM spool_dead_letter").fetchone()
+        return int(row[0]) if row else 0
 
     def revive(self) -> None:
-        """Start the embedded server again if it is away."""
+        """Start the embedded server again if it is away, and apply what waits in the spool if the database is back."""
         if self._server is not None:
             self._server.ensure_running()
+        with contextlib.suppress(LibraryUnavailable):
+            self.database.drain(patience_s=DRAIN_PATIENCE_S, ask_now=self._server is not None)
 
     def ping(self) -> float:
         """Return the seconds that the database takes to answer; raises LibraryUnavailable if it does not."""
@@ -343,7 +437,9 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         return time.perf_counter() - started
 
     def close(self) -> None:
-        """Close the connections and stop the embedded server if it is ours; idempotent."""
+        """Close the connections and stop the embedded server if it is ours; idempotent. What waits in the spool stays."""
+        with contextlib.suppress(LibraryUnavailable):
+            self.database.drain(patience_s=DRAIN_PATIENCE_S)
         self.database.close()
         if self._server is not None:
             self._server.stop()

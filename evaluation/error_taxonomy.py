@@ -6,6 +6,7 @@ stands in `evaluation.error_catalogue`; nothing here looks at an output.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -130,13 +131,13 @@ class ErrorInstance:
         JSON pointer to the field (RFC 6901); empty for the output as a whole.
     suggested_fix : str
     evidence : mapping
-        ``expected`` and ``found``, and whatever else the rule compared.
+        ``expected`` and ``found``, and whatever else the rule compared; plain JSON values.
     timestamp : datetime or None
         The decision's time, not the wall clock's: equal replays give equal reports.
     sub_code : str or None
         The kind within the category, such as ``look_ahead``.
     corrected : object
-        What the field should hold, where that can be computed; None where it cannot.
+        What the field should hold, in the form that JSON gives it, where that can be computed; None where it cannot.
     """
 
     category: str
@@ -217,9 +218,9 @@ class ErrorSeverityClassifier:
         The first that holds: any fatal or two high, fatal; one high or three medium, high; any medium; any low;
         negligible.
         """
-        counts = dict.fromkeys(Severity, 0)
-        for error in errors:
-            counts[error if isinstance(error, Severity) else Severity(error.severity)] += 1
+        counts = Counter(error if isinstance(error, Severity) else Severity(error.severity) for error in errors)
+        if not counts:
+            return Severity.NEGLIGIBLE
         if counts[Severity.FATAL] or counts[Severity.HIGH] >= FATAL_HIGHS:
             return Severity.FATAL
         if counts[Severity.HIGH] or counts[Severity.MEDIUM] >= HIGH_MEDIUMS:

@@ -32,6 +32,7 @@ from orchestration.execution.portfolio import Ledger
 from orchestration.judging import JudgeItem
 from orchestration.trading_cycle import CycleResult, TradingCycle
 from utils.clock import Clock, VirtualClock
+from utils.patience import patiently
 from utils.schema import AGENT_TYPES, Instant
 from utils.settings import OrchestratorConfig
 from utils.telemetry import Telemetry
@@ -180,7 +181,7 @@ class DecisionPipeline:
     def run(self, heartbeat: Heartbeat) -> None:
         """Work until the feed ends or the heartbeat says to stop; the body of the decision thread."""
         if not self._prepared:
-            self.prepare()
+            self._patiently("the recovery of the run", self.prepare, heartbeat)
             self.on_prepared(self)
         self._prepared = False
         self._commits.stop = heartbeat.stop
@@ -196,7 +197,7 @@ class DecisionPipeline:
             ):
                 return
             if self.judging is not None:  # what a death of this thread kept from the judges after its commit
-                self.judging.submit(self.judging_backlog())
+                self._patiently("the backlog of the judges", self._submit_backlog, heartbeat)
                 if replay and not self._idle(self.judging, heartbeat):
                     return
             if cursor is not None and self.learning is not None:
@@ -266,8 +267,19 @@ class DecisionPipeline:
         self._settle()
         if self._wait_for_stages(heartbeat):
             self.progress.ended = True
-            recovery.finish_run(self._library, self._run_id)
-            self._on_end()
+            self._patiently("the end of the run", self._end, heartbeat)
+
+    def _end(self) -> None:
+        recovery.finish_run(self._library, self._run_id)
+        self._on_end()
+
+    def _submit_backlog(self) -> None:
+        if self.judging is not None:
+            self.judging.submit(self.judging_backlog())
+
+    def _patiently(self, name: str, work: Callable[[], None], heartbeat: Heartbeat) -> None:
+        """Do what must read the database; a commit can wait in the spool, this cannot."""
+        patiently(name, work, heartbeat.stop, self._library.revive)
 
     def _wait_for_stages(self, heartbeat: Heartbeat) -> bool:
         return all(self._idle(stage, heartbeat) for stage in (self.judging, self.embedding, self.learning))

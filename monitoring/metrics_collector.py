@@ -246,6 +246,7 @@ class MetricsCollector:
         self.gauge("library_size", (status.get("experience_library") or {}).get("trajectories"))
         self.gauge("outcome_backlog_items", (status.get("experience_library") or {}).get("outcome_backlog"))
         self.gauge("judge_pending_items", (status.get("experience_library") or {}).get("judge_pending"))
+        self.gauge("spool_size_bytes", (status.get("spool") or {}).get("size_bytes"))
         feed = status.get("feed") or {}
         self.gauge("queue_depth_items", feed.get("queue_depth"))
         if feed.get("name"):

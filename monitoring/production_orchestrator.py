@@ -26,6 +26,7 @@ from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
 from monitoring.http_endpoint import HttpEndpoint
+from monitoring.library_care import LibraryCare
 from monitoring.metrics_collector import MetricsCollector
 from monitoring.scope import refuse_what_is_not_there
 from monitoring.stage import Stage
@@ -40,7 +41,7 @@ from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError, LibraryUnavailable, ProviderError
+from utils.errors import ComponentStartError, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -54,7 +55,6 @@ COMPONENT_ORDER = (
 )  # fmt: skip
 STOP_DEADLINE_S = 30.0
 _REFRESH_S = 1.0
-_COUNT_EVERY_S = 10.0
 _GUARD_EVERY_S = 2.0
 
 
@@ -97,8 +97,7 @@ class ProductionOrchestrator:
         self._streaming: SupervisedThread | None = None
         self._supervision: SupervisedThread | None = None
         self._snapshot: dict[str, Any] = {}
-        self._library_size: int | None = None
-        self._counted_at = -_COUNT_EVERY_S
+        self.library_care: LibraryCare | None = None
         self._lock_held = True
         self._guarded_at = 0.0
 
@@ -121,18 +120,6 @@ class ProductionOrchestrator:
     def get_component(self, name: str) -> Any | None:
         """Return a part by name: one of COMPONENT_ORDER; None if it is not enabled or not known."""
         return self.components.get(name)
-
-    def library_size(self) -> int | None:
-        """Return the number of trajectories, counted at most every ten seconds; None while the database is away."""
-        library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
-        if library is not None and time.monotonic() - self._counted_at > _COUNT_EVERY_S:
-            try:
-                self._library_size = library.count_trajectories()
-                self._counted_at = time.monotonic()
-            except LibraryUnavailable as error:
-                logger.warning("status: %s", error)
-                self._library_size = None
-        return self._library_size
 
     def get_status(self) -> dict[str, Any]:
         """Return the present status as JSON values; secrets are masked."""
@@ -204,6 +191,7 @@ class ProductionOrchestrator:
         )
         library = self._open_library()
         self._register("experience_library", library)
+        self.library_care = LibraryCare(library, self._on_library_change)
         self.run = self._open_run(library, feed)
         library.run_id = self.run.run_id if self.run else ADHOC_RUN
         consensus = MultiJudgeConsensus(
@@ -240,6 +228,9 @@ class ProductionOrchestrator:
         library = open_library(self.config, telemetry=self._telemetry, embedder=build_embedder(self.config.embeddings))
         self.components["experience_library"] = library
         library.database.become_the_orchestrator()
+        library.open_spool(
+            self.config.data_dir / "spool"
+        )  # not before: what waits in it is for a database that is ours
         return library
 
     def _open_run(self, library: ExperienceLibraryPostgres, feed: MarketFeed | None) -> Run | None:
@@ -392,9 +383,9 @@ class ProductionOrchestrator:
         trades = TradeMetrics(self._telemetry)
         while not heartbeat.stop.is_set():
             heartbeat.beat()
+            if self.library_care is not None and not self.failed.is_set():
+                self.library_care.tend()
             self._snapshot = self.get_status()
-            if self._library_size is None:
-                self._revive_library()
             self._guard_the_lock()
             if self._metrics is not None:
                 self._metrics.update_from_status(self._snapshot)
@@ -402,14 +393,11 @@ class ProductionOrchestrator:
                 trades.update(self.pipeline.ledger)
             heartbeat.stop.wait(_REFRESH_S)
 
-    def _revive_library(self) -> None:
-        """Start the embedded database again if it died while no stage had work that would have noticed."""
-        library: ExperienceLibraryPostgres | None = self.components.get("experience_library")
-        try:
-            if library is not None:
-                library.revive()
-        except ComponentStartError as error:
-            logger.warning("%s", error)
+    def _on_library_change(self, away: str | None) -> None:
+        """Have state and health say that the database has gone, or that it is back."""
+        self._set_state("experience_library", f"degraded: {away}" if away else "running")
+        if self._health is not None:
+            self._health.check_now()
 
     def _guard_the_lock(self) -> None:
         """See that this is still the one orchestrator of its database; if another took over, work no more on it."""

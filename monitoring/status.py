@@ -10,6 +10,7 @@ import numpy as np
 
 from evaluation.decision_metrics import sharpe_ratio
 from monitoring.decision_pipeline import DecisionPipeline
+from monitoring.library_care import LibraryCare
 from orchestration.execution.portfolio import Portfolio
 from utils.clock import isoformat
 from utils.ids import ADHOC_RUN
@@ -23,7 +24,9 @@ _MINIMUM_RETURNS = 20
 def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | None) -> dict[str, Any]:
     """Return the present status as JSON values."""
     pipeline = orchestrator.pipeline
-    library = orchestrator.get_component("experience_library")
+    care = orchestrator.library_care
+    if care is not None:
+        care.count()
     learning = orchestrator.get_component("learning_loop")
     health = orchestrator.get_component("health_checker")
     coordinator = orchestrator.get_component("coordinator")
@@ -38,12 +41,12 @@ def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | No
         "portfolio": portfolio_status(pipeline.ledger.portfolio) if pipeline else None,
         "regime": pipeline.cycle.regimes if pipeline else {},
         "models": coordinator.policies if coordinator else {},
-        "experience_library": _library(orchestrator, pipeline, library.location) if library else None,
+        "experience_library": _library(pipeline, care) if care else None,
         "findings": _findings(pipeline) if pipeline else None,
         "learning_loop": learning.snapshot() if learning else None,
         "metrics": {"port": orchestrator.metrics_port} if orchestrator.metrics_port else None,
         "health": health.get_system_health() if health else None,
-        "spool": None,
+        "spool": _spool(care) if care else None,
         "config": orchestrator.config.masked(),
     }
 
@@ -110,10 +113,24 @@ def _findings(pipeline: DecisionPipeline) -> dict[str, Any]:
     }
 
 
-def _library(orchestrator: ProductionOrchestrator, pipeline: DecisionPipeline | None, location: str) -> dict[str, Any]:
+def _spool(care: LibraryCare) -> dict[str, Any] | None:
+    """Return what waits for the database, and how much of what waited it has refused for good."""
+    spool = care.library.spool
+    if spool is None:
+        return None
     return {
-        "location": location,
-        "trajectories": orchestrator.library_size(),
+        "size_bytes": spool.size_bytes,
+        "operations": spool.operations,
+        "oldest": isoformat(spool.oldest) if spool.oldest else None,
+        "quarantined_files": spool.quarantined_files,
+        "dead_letters": care.dead_letters,
+    }
+
+
+def _library(pipeline: DecisionPipeline | None, care: LibraryCare) -> dict[str, Any]:
+    return {
+        "location": care.library.location,
+        "trajectories": care.size,
         "outcome_backlog": pipeline.tracker.backlog if pipeline else 0,
         "judge_pending": pipeline.judging.pending if pipeline and pipeline.judging else 0,
         "embedding_pending": pipeline.embedding.pending if pipeline and pipeline.embedding else 0,

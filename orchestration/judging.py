@@ -77,8 +77,7 @@ class Judging:
         results = [(item, self._grade(item)) for item in items]
         if not results:
             return
-        with self._library.connection() as connection, connection.cursor() as cursor:
-            evaluations.store(cursor, [self._row(item, result) for item, result in results])
+        self._library.store_evaluations([self._row(item, result) for item, result in results])
         self._on_scores(
             {item.trajectory_id: score for item, r in results if r.status == "ok" and (score := _kept(r)) is not None}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -15,12 +16,24 @@ from hypothesis import HealthCheck, settings
 
 from data_pipeline import embedded_postgres
 from data_pipeline.embedded_postgres import DATABASE_NAME, EmbeddedPostgres
+from utils.logs import logger
 
 # the same examples in every run, and nothing that depends on how busy the machine is
 settings.register_profile(
     "suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Undo what a command under test does to logging: its handler writes to a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level, own = root.handlers[:], root.level, logger.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logger.setLevel(own)
 
 
 @pytest.fixture(scope="session")

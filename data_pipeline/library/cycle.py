@@ -17,7 +17,10 @@ from data_pipeline.library import findings, outcomes, portfolio_log, similarity,
 from data_pipeline.library.findings import Finding
 from data_pipeline.library.outcomes import OutcomeUpdate
 from data_pipeline.library.portfolio_log import PortfolioEvent, PositionRow
+from data_pipeline.library.rows import PreparedRows
 from data_pipeline.library.trajectories import Trajectory, json_value
+from utils.clock import isoformat
+from utils.errors import LibraryConflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,42 @@ class CycleBatch:
     findings: Sequence[Finding] = ()
 
 
-def commit(cursor: psycopg.Cursor[Any], batch: CycleBatch, embedding_model: str) -> bool:
+def check(batch: CycleBatch) -> None:
+    """Raise a ValueError unless the cycle ends with its mark."""
+    if not batch.events or batch.events[-1].kind != "mark":
+        raise ValueError("events: a cycle's last event must be its mark")
+
+
+def commit(cursor: psycopg.Cursor[Any], batch: CycleBatch, rows: PreparedRows) -> bool:
     """Write a cycle inside the caller's transaction; return False if it is stored already.
 
     A commit whose answer was lost may have happened: that is why a repeated one must see it and change nothing.
+
+    Parameters
+    ----------
+    rows : PreparedRows
+        Those of the batch's trajectories.
+
+    Raises
+    ------
+    LibraryConflict
+        If its first event does not follow the last one of its run: a cycle before it could not be stored.
     """
-    if not batch.events or batch.events[-1].kind != "mark":
-        raise ValueError("a cycle's last event must be its mark")
-    mark = batch.events[-1]
-    cursor.execute("SELECT 1 FROM portfolio_events WHERE event_id = %s", (mark.event_id,))
-    if cursor.fetchone():
-        return False
-    trajectories.copy_rows(cursor, map(trajectories.as_row, batch.trajectories))
-    similarity.copy_rows(
-        cursor, (similarity.embedding_row(t, embedding_model) for t in batch.trajectories if t.embedding is not None)
+    cursor.execute(
+        "SELECT EXISTS (SELECT 1 FROM portfolio_events WHERE event_id = %s), "
+        "(SELECT hash FROM portfolio_events WHERE run_id = %s ORDER BY seq DESC LIMIT 1)",
+        (batch.events[-1].event_id, batch.run_id),
     )
+    found = cursor.fetchone()
+    stored, last_hash = found if found else (False, None)
+    if stored:
+        return False
+    if batch.events[0].prev_hash != (last_hash or portfolio_log.GENESIS):
+        raise LibraryConflict(
+            f"events: the cycle of {isoformat(batch.as_of)} does not follow the last event that run {batch.run_id} has stored"
+        )
+    trajectories.copy_rows(cursor, rows.rows)
+    similarity.copy_rows(cursor, rows.embeddings.values())
     if batch.outcomes:
         outcomes.apply(cursor, batch.outcomes)
     if batch.findings:

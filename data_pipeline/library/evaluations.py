@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from data_pipeline.library.trajectories import check_text, json_text
 from utils.hashing import canonical_json
 
 
@@ -32,26 +34,44 @@ class Evaluation:
     cost_usd: float = 0.0
 
 
-def store(cursor: psycopg.Cursor[Any], evaluations: Sequence[Evaluation]) -> None:
-    """Write evaluations by COPY; one that is stored already stays as it is. One writer at a time."""
+_COLUMNS = (
+    "evaluation_id", "trajectory_id", "status", "final_score", "confidence", "agreement", "effective_votes", "method", "scores",
+    "excluded", "attempts", "next_retry_at", "cost_usd",
+)  # fmt: skip
+_NUMBERS = ("final_score", "confidence", "agreement", "effective_votes", "cost_usd")
+
+
+def check(evaluation: Evaluation, where: str = "") -> None:
+    """Raise a ValueError that names the field, after `where`, if an evaluation cannot be stored."""
+    for name in _NUMBERS:
+        value = getattr(evaluation, name)
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise ValueError(f"{where}{name} must be finite, not {value!r}")
+    if evaluation.final_score is not None and not 0 <= evaluation.final_score <= 100:
+        raise ValueError(f"{where}final_score must lie in 0..100, not {evaluation.final_score!r}")
+    for name in ("trajectory_id", "status", "method"):
+        check_text(f"{where}{name}", getattr(evaluation, name))
+    for name in ("scores", "excluded"):
+        json_text(f"{where}{name}", getattr(evaluation, name))
+
+
+def store(cursor: psycopg.Cursor[Any], evaluations: Sequence[Evaluation]) -> int:
+    """Write evaluations by COPY; one that is stored already stays as it is. One writer at a time. Returns how many are new."""
     cursor.execute(
         "SELECT evaluation_id FROM judge_evaluations WHERE evaluation_id = ANY(%s)",
         ([e.evaluation_id for e in evaluations],),
     )
     stored = {row[0] for row in cursor}
-    with cursor.copy(
-        "COPY judge_evaluations (evaluation_id, trajectory_id, status, final_score, confidence, agreement, effective_votes, method, "
-        "scores, excluded, attempts, next_retry_at, cost_usd) FROM STDIN"
-    ) as copy:
-        for e in evaluations:
-            if e.evaluation_id in stored:
-                continue
+    new = [e for e in evaluations if e.evaluation_id not in stored]
+    with cursor.copy(f"COPY judge_evaluations ({', '.join(_COLUMNS)}) FROM STDIN") as copy:
+        for e in new:
             copy.write_row(
                 (
                     e.evaluation_id, e.trajectory_id, e.status, e.final_score, e.confidence, e.agreement, e.effective_votes, e.method,
                     canonical_json(e.scores), canonical_json(e.excluded), e.attempts, e.next_retry_at, e.cost_usd,
                 )
             )  # fmt: skip
+    return len(new)
 
 
 def unjudged(cursor: psycopg.Cursor[Any], run_id: str) -> list[tuple[str, str, dict[str, Any]]]:

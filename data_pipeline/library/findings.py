@@ -22,7 +22,8 @@ _LARGEST = 2.0**63
 class Finding:
     """One error in one field of a trajectory's output; `pointer` is a JSON pointer.
 
-    `evidence` may hold what was found as it was found: what the database cannot store is written as text.
+    It holds what was found in a form that can be stored: `evidence` becomes JSON values, what has no such form text, and
+    no text holds NUL characters, lone surrogates or more than 4,000 characters.
     """
 
     trajectory_id: str
@@ -35,14 +36,22 @@ class Finding:
     detector: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("pointer", "description", "suggested_fix"):
+            object.__setattr__(self, name, _storable_text(getattr(self, name)))
+        object.__setattr__(self, "evidence", _storable(self.evidence))
+
 
 def copy_rows(cursor: psycopg.Cursor[Any], findings: Iterable[Finding]) -> None:
     """Write new findings; the caller knows that none of them is stored."""
     with cursor.copy(f"COPY error_findings ({_COLUMNS}) FROM STDIN") as copy:
         for f in findings:
-            texts = [_storable_text(text) for text in (f.pointer, f.description, f.suggested_fix)]
-            evidence = canonical_json(_storable(f.evidence))
-            copy.write_row((f.trajectory_id, f.category, f.severity, f.sub_code, *texts, f.detector, evidence))
+            copy.write_row(
+                (
+                    f.trajectory_id, f.category, f.severity, f.sub_code, f.pointer, f.description, f.suggested_fix, f.detector,
+                    canonical_json(f.evidence),
+                )
+            )  # fmt: skip
 
 
 def _storable(value: Any) -> Any:

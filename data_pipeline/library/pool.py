@@ -107,9 +107,24 @@ class Database:
             with self._pool.connection() as connection:
                 yield connection
         except (PoolTimeout, psycopg.OperationalError) as error:
-            raise LibraryUnavailable(
-                f"the database at {self.place} does not answer: {' '.join(str(error).split())[:160]}"
-            ) from error
+            raise unavailable(self.place, error) from error
+
+    def open_session(self, timeout_s: int) -> Connection:
+        """Return a connection outside the pool that commits each statement by itself; the caller closes it.
+
+        Raises
+        ------
+        psycopg.Error
+            If the database does not take it within `timeout_s` seconds (at least 2).
+        """
+        connection = psycopg.connect(self._dsn, connect_timeout=timeout_s)
+        try:
+            _configure(connection)
+            connection.autocommit = True
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -215,6 +230,11 @@ class Database:
                 self._lock_connection.close()
                 self._lock_connection = None
         self._pool.close()
+
+
+def unavailable(place: str, error: psycopg.Error) -> LibraryUnavailable:
+    """Return the fault that says that a database does not answer, and how."""
+    return LibraryUnavailable(f"the database at {place} does not answer: {' '.join(str(error).split())[:160]}")
 
 
 def _configure(connection: Connection) -> None:

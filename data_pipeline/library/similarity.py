@@ -6,7 +6,7 @@ method. Called by the library's facade and by nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,13 +27,30 @@ _TYPES = ("text", "text", "text", "text", "text", "text", "text", "bool", "float
 _FILTERS = ", ".join(_COLUMNS[:-1])
 
 
-def embedding_row(t: Trajectory, model: str) -> tuple[Any, ...]:
-    """Return the row of a trajectory's embedding, with the copies of the columns that searches filter by."""
-    vector = HalfVector(np.asarray(t.embedding, dtype=np.float32))
-    return (
-        t.trajectory_id, model, t.run_id, t.agent_type, t.symbol, t.market_regime, t.recommendation, t.success, t.reward,
-        t.matured_at, vector,
-    )  # fmt: skip
+def embedding_rows(batch: Sequence[Trajectory], model: str) -> list[tuple[Any, ...]]:
+    """Return the rows of trajectories' embeddings, with the copies of the columns that searches filter by.
+
+    One without an embedding has no row, nor has an abstention, nor one that is zero in half precision: its similarity to
+    anything is undefined.
+
+    Raises
+    ------
+    ValueError
+        If an embedding has not 384 finite values of half precision.
+    """
+    given = [t for t in batch if t.embedding is not None]
+    if not given:
+        return []
+    vectors = trajectories.as_vectors([t.embedding for t in given if t.embedding is not None])
+    halves = vectors.astype(np.float16)  # once for all: row by row it costs more than writing them
+    return [
+        (
+            t.trajectory_id, model, t.run_id, t.agent_type, t.symbol, t.market_regime, t.recommendation, t.success, t.reward,
+            t.matured_at, HalfVector(half),
+        )
+        for t, half in zip(given, halves, strict=True)
+        if not t.abstained and half.any()
+    ]  # fmt: skip
 
 
 def copy_rows(cursor: psycopg.Cursor[Any], rows: Iterable[tuple[Any, ...]]) -> None:

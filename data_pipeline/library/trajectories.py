@@ -28,6 +28,8 @@ EMBEDDING_MODEL_KEY = "embedding_model"
 """Stands beside the fields of a trajectory wherever its embedding leaves the library: vectors of other models are never compared."""
 
 _LARGEST_HALF = 65504.0
+FIELD_LIMIT = 8 << 20
+"""Characters of a text or of a JSON field at most: a thousand times what a decision needs, and no danger to the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,21 +139,24 @@ SELECTED = ", ".join(f"t.{name}" for name in _COLUMNS)
 """Columns of a trajectory `t`, in the order in which `from_row` wants them."""
 
 
-_LENGTHS = {
+_TEXT_LENGTHS: dict[str, tuple[int, int]] = {
     "trajectory_id": (1, 64), "symbol": (1, 20), "agent_type": (1, 50), "run_id": (1, 32), "decision_id": (0, 64),
-    "recommendation": (0, 50), "market_regime": (0, 50), "evidence_hash": (64, 64),
+    "recommendation": (0, 50), "market_regime": (0, 50), "evidence_hash": (64, 64), "reasoning": (0, FIELD_LIMIT),
+    "policy": (0, FIELD_LIMIT), "horizon": (0, FIELD_LIMIT),
 }  # fmt: skip
-_TEXTS = ("reasoning", "policy", "horizon", *_LENGTHS)
 _OPTIONAL_TEXTS = frozenset(("policy", "horizon", "decision_id", "recommendation", "market_regime", "evidence_hash"))
+_TEXTS = tuple((name, name in _OPTIONAL_TEXTS, *span) for name, span in _TEXT_LENGTHS.items())
+_TEXTS_OF = attrgetter(*_TEXT_LENGTHS)
 _NUMBERS = (
     "timestamp", "position_size", "stop_loss", "take_profit", "actual_return", "reward", "benchmark_return",
     "max_drawdown", "costs",
 )  # fmt: skip
+_NUMBERS_OF = attrgetter(*_NUMBERS)
 _LAST_TIMESTAMP = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def validate(trajectory: Trajectory) -> None:
-    """Check what the database would refuse, and what it would accept by mistake.
+    """Check what the database would refuse, and what it would accept by mistake; JSON and embedding are checked with their rows.
 
     Raises
     ------
@@ -161,49 +166,63 @@ def validate(trajectory: Trajectory) -> None:
     t = trajectory
     if not isinstance(t.confidence, (int, float)) or not 0 <= t.confidence <= 1:
         raise ValueError(f"confidence must lie in 0..1, not {t.confidence!r}")
-    for name in _NUMBERS:
-        value = getattr(t, name)
+    for name, value in zip(_NUMBERS, _NUMBERS_OF(t), strict=True):
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise ValueError(f"{name} must be finite, not {value!r}")
     if not 0 <= t.timestamp <= _LAST_TIMESTAMP:
         raise ValueError(f"timestamp must be in epoch seconds up to the year 9999, not {t.timestamp!r}")
-    for name in ("stop_loss", "take_profit"):
-        price = getattr(t, name)
+    for name, price in (("stop_loss", t.stop_loss), ("take_profit", t.take_profit)):
         if price is not None and price <= 0:
             raise ValueError(f"{name} must be a positive price, not {price!r}")
-    for name in ("as_of", "matured_at"):
-        instant = getattr(t, name)
+    for name, instant in (("as_of", t.as_of), ("matured_at", t.matured_at)):
         if instant is not None and instant.tzinfo is None:
             raise ValueError(f"{name} has no time zone; give an aware datetime, for example in UTC")
     if (t.actual_return is None) != (t.matured_at is None):
         raise ValueError("actual_return and matured_at must be given together or not at all")
-    for name in _TEXTS:
-        text = getattr(t, name)
-        if text is not None or name not in _OPTIONAL_TEXTS:
-            _check_text(name, text, *_LENGTHS.get(name, (0, None)))
+    for (name, optional, least, most), text in zip(_TEXTS, _TEXTS_OF(t), strict=True):
+        if text is not None or not optional:
+            check_text(name, text, least, most)
     for item in t.similar_ids or ():
-        _check_text("similar_ids", item, 0, None)
-    if t.embedding is not None:
-        check_embedding(t.embedding)
+        check_text("similar_ids", item)
 
 
-def _check_text(name: str, text: Any, least: int, most: int | None) -> None:
+def check_text(name: str, text: Any, least: int = 0, most: int = FIELD_LIMIT) -> None:
+    """Raise a ValueError that names the field unless it is text that the database can hold."""
     if not isinstance(text, str) or "\x00" in text:
         raise ValueError(f"{name} must be text without NUL characters")
-    if len(text) < least or (most is not None and len(text) > most):
+    if not least <= len(text) <= most:
         raise ValueError(f"{name} must have {least} to {most} characters, not {len(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds a lone surrogate; it is not valid Unicode text") from None
 
 
 def check_embedding(embedding: Sequence[float] | NDArray[np.float32]) -> None:
-    """Raise a ValueError unless the embedding has 384 finite values."""
-    if len(embedding) != EMBEDDING_DIMENSION:
-        raise ValueError(f"embedding must have {EMBEDDING_DIMENSION} values, not {len(embedding)}")
-    if not all(-_LARGEST_HALF <= value <= _LARGEST_HALF for value in embedding):
+    """Raise a ValueError unless the embedding has 384 values that are finite in half precision."""
+    as_vectors([embedding])
+
+
+def as_vectors(embeddings: Sequence[Sequence[float] | NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return embeddings as the rows of a matrix.
+
+    Raises
+    ------
+    ValueError
+        If one has not 384 values that are finite in half precision.
+    """
+    for embedding in embeddings:
+        if len(embedding) != EMBEDDING_DIMENSION:
+            raise ValueError(f"embedding must have {EMBEDDING_DIMENSION} values, not {len(embedding)}")
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            matrix = np.array(embeddings, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ValueError("embedding must hold numbers and nothing else") from None
+    if not (np.abs(matrix) <= _LARGEST_HALF).all():  # False for NaN
         raise ValueError(f"embedding must be finite and within ±{_LARGEST_HALF:.0f} (half precision) in every value")
+    return matrix
 
 
 def as_row(t: Trajectory) -> tuple[Any, ...]:
@@ -212,7 +231,7 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
     Raises
     ------
     ValueError
-        If a JSON field holds NaN, an infinity or a NUL character.
+        If a JSON field holds NaN, an infinity, a NUL character or no Unicode, or is longer than FIELD_LIMIT.
     """
     values: list[Any] = list(_CONTENT_OF(t))
     if values[_AS_OF] is None:
@@ -221,7 +240,7 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
         values[_AS_OF] = t.as_of.astimezone(UTC)  # the same instant must hash alike
     for place in _JSON_PLACES:
         if values[place] is not None:
-            values[place] = _json_text(CONTENT_COLUMNS[place], values[place])
+            values[place] = json_text(CONTENT_COLUMNS[place], values[place])
     # fields are told apart by a character that no JSON and no identity holds
     digest = sha256_hex("\x1f".join(["" if value is None else str(value) for value in values]))
     if t.similar_ids is not None:
@@ -229,13 +248,22 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
     return (*values, *_OUTCOME_OF(t), digest)
 
 
-def _json_text(name: str, value: Any) -> str:
+def json_text(name: str, value: Any, limit_bytes: int | None = FIELD_LIMIT) -> str:
+    """Return the canonical JSON of a field.
+
+    Raises
+    ------
+    ValueError
+        Naming the field, if it is no JSON, holds a NUL character, or is longer than `limit_bytes` (characters).
+    """
     try:
         text = canonical_json(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
     if "\\u0000" in text and _NUL.search(text):
         raise ValueError(f"{name} holds a NUL character, which the database cannot store")
+    if limit_bytes is not None and len(text) > limit_bytes:
+        raise ValueError(f"{name} has {len(text)} characters of JSON; {limit_bytes} are the most")
     return text
 
 

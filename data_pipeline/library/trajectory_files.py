@@ -49,7 +49,7 @@ def writing(path: Path) -> Iterator[Write]:
     with written_aside(path) as aside:
         if kind == "jsonl":
             with aside.open("wb") as handle:
-                yield lambda records: handle.writelines(canonical_json(r).encode() + b"\n" for r in records)
+                yield lambda records: handle.writelines(_json(r).encode() + b"\n" for r in records)
             return
         parquet, schema = _parquet(), _schema()
         with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
@@ -84,6 +84,22 @@ def reading(path: Path, batch: int) -> Iterator[tuple[int, Record]]:
                     yield number, _from_columns(path, number, row)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: is not a Parquet file: {error}") from None
+
+
+def small_integers(value: Any) -> Any:
+    """Return a JSON value with integers beyond 64 bits as the floats they were: the database gives 1e300 back as an integer."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -(2**63) <= value < 2**64 else float(value)
+    if isinstance(value, dict):
+        return {key: small_integers(item) for key, item in value.items()}
+    return [small_integers(item) for item in value] if isinstance(value, list) else value
+
+
+def _json(value: Any) -> str:
+    try:
+        return canonical_json(value)
+    except TypeError:
+        return canonical_json(small_integers(value))
 
 
 def _kind(path: Path) -> str:
@@ -133,7 +149,7 @@ def _table(records: Sequence[Record], schema: Any) -> Any:
 
     def value(record: Record, name: str) -> Any:
         found = record.get(name)
-        return canonical_json(found) if name in JSON_COLUMNS and found is not None else found
+        return _json(found) if name in JSON_COLUMNS and found is not None else found
 
     columns = [pa.array([value(record, name) for record in records], schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)

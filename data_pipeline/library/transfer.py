@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psycopg
 
 from data_pipeline.embeddings import Embedder
@@ -20,14 +19,12 @@ from data_pipeline.library import outcomes, similarity, trajectories
 from data_pipeline.library.outcomes import OutcomeUpdate
 from data_pipeline.library.pool import Connection
 from data_pipeline.library.trajectories import EMBEDDING_MODEL_KEY, JSON_COLUMNS, OUTCOME_COLUMNS, Trajectory
-from data_pipeline.library.trajectory_files import Record, reading, writing
+from data_pipeline.library.trajectory_files import Record, reading, small_integers, writing
 from utils.errors import LibraryConflict
-from utils.hashing import canonical_json
 
 BATCH = 500
 """Trajectories in memory and in one transaction: some MB."""
 
-_LARGEST_INTEGER = 2**63
 _ORDER = 't.as_of, t.symbol COLLATE "C", t.agent_type COLLATE "C", t.trajectory_id COLLATE "C"'
 Lend = Callable[[], Any]
 """Lends a connection that commits at its end: `Database.connection`."""
@@ -122,7 +119,7 @@ def _condition(run_ids: Sequence[str], selection: Selection) -> tuple[str, list[
 
 
 def _record(row: Sequence[Any], model: str) -> Record:
-    record = _readable(trajectories.from_row(row[:-1])).to_dict()
+    record = trajectories.from_row(row[:-1]).to_dict()
     if row[-1] is not None:
         record["embedding"] = row[-1].to_list()
         record[EMBEDDING_MODEL_KEY] = model
@@ -130,23 +127,8 @@ def _record(row: Sequence[Any], model: str) -> Record:
 
 
 def _readable(t: Trajectory) -> Trajectory:
-    """Return a stored trajectory with numbers as they were given: the database gives 1e300 back as an integer."""
-    changed = {}
-    for name in JSON_COLUMNS:
-        value = getattr(t, name)
-        try:
-            canonical_json(value)
-        except TypeError:
-            changed[name] = _small_integers(value)
-    return replace(t, **changed) if changed else t
-
-
-def _small_integers(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if -_LARGEST_INTEGER <= value < 2 * _LARGEST_INTEGER else float(value)
-    if isinstance(value, dict):
-        return {key: _small_integers(item) for key, item in value.items()}
-    return [_small_integers(item) for item in value] if isinstance(value, list) else value
+    """Return a stored trajectory with the numbers that a file would hold."""
+    return replace(t, **{name: small_integers(getattr(t, name)) for name in JSON_COLUMNS})
 
 
 def _next_items(
@@ -169,6 +151,8 @@ def _item(place: str, record: Record, model: str, run_id: str | None) -> _Item:
         if run_id is not None:
             trajectory = replace(trajectory, run_id=run_id)
         trajectories.validate(trajectory)
+        if trajectory.embedding is not None:
+            trajectories.check_embedding(trajectory.embedding)
         return _Item(place, trajectory, trajectories.as_row(trajectory), record.get(EMBEDDING_MODEL_KEY, model))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
@@ -248,7 +232,7 @@ def _compared(item: _Item, stored: Trajectory, digest: str) -> OutcomeUpdate | N
     The database keeps fewer digits of some numbers than it was given, so that what was exported from it has another
     hash than what was stored: then what it would export now is compared.
     """
-    if item.row[-1] not in (digest, trajectories.as_row(_readable(stored))[-1]):
+    if item.row[-1] != digest and item.row[-1] != trajectories.as_row(_readable(stored))[-1]:
         raise LibraryConflict(f"{item.place}: trajectory {stored.trajectory_id} is stored with other content")
     given, kept = ([getattr(t, name) for name in OUTCOME_COLUMNS] for t in (item.trajectory, stored))
     if given == kept or given == [None] * len(given):
@@ -261,9 +245,8 @@ def _compared(item: _Item, stored: Trajectory, digest: str) -> OutcomeUpdate | N
 
 def _vectors(items: Sequence[_Item], embedder: Embedder) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of embeddings: those of the file under their own model, and what can be made inline."""
-    for item in items:
-        if item.trajectory.embedding is not None and any(item.trajectory.embedding):
-            yield similarity.embedding_row(item.trajectory, item.model)
+    for model in dict.fromkeys(item.model for item in items):
+        yield from similarity.embedding_rows([item.trajectory for item in items if item.model == model], model)
     if embedder.inline:
         without = [
             item.trajectory
@@ -271,9 +254,8 @@ def _vectors(items: Sequence[_Item], embedder: Embedder) -> Iterator[tuple[Any, 
             if not item.trajectory.abstained and (item.trajectory.embedding is None or item.model != embedder.model)
         ]
         vectors = embedder.embed_many([t.market_state for t in without])
-        for t, vector in zip(without, vectors, strict=True):
-            if np.any(vector):
-                yield similarity.embedding_row(replace(t, embedding=vector), embedder.model)
+        embedded = [replace(t, embedding=vector) for t, vector in zip(without, vectors, strict=True)]
+        yield from similarity.embedding_rows(embedded, embedder.model)
 
 
 def _added(a: ImportCounts, b: ImportCounts) -> ImportCounts:

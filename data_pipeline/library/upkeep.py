@@ -15,9 +15,10 @@ from typing import Any
 from data_pipeline.embeddings import Embedder
 from data_pipeline.library import backfill, retention, transfer
 from data_pipeline.library.backfill import OnProgress
-from data_pipeline.library.pool import Connection, Database
+from data_pipeline.library.pool import Connection
 from data_pipeline.library.retention import RetentionPolicy, RetentionReport
 from data_pipeline.library.search_plan import SearchPlanner
+from data_pipeline.library.spooled_database import SpooledDatabase
 from data_pipeline.library.transfer import ImportCounts, Selection
 from utils.clock import ensure_utc
 
@@ -25,7 +26,7 @@ from utils.clock import ensure_utc
 class LibraryUpkeep(ABC):
     """Index, retention, back-fill, export and import."""
 
-    database: Database
+    database: SpooledDatabase
     embedder: Embedder
     run_id: str
     _planner: SearchPlanner
@@ -118,6 +119,8 @@ class LibraryUpkeep(ABC):
         ------
         ValueError
             If the path cannot be written or ends otherwise; if `as_of` is naive.
+        LibraryUnavailable
+            If the database does not answer; a former file of the name stays.
         """
         until = None if as_of is None else ensure_utc(as_of)
         selection = Selection(agent_type, symbol, market_regime, recommendation, success, min_reward, until)
@@ -143,6 +146,8 @@ class LibraryUpkeep(ABC):
             earlier ones stay, and importing again passes over them.
         LibraryConflict
             If other content or another outcome is stored under an id, with file and line.
+        LibraryUnavailable
+            If the database does not answer; earlier transactions stay.
         """
         return transfer.import_file(self.connection, Path(path), self.embedder, run_id)
 

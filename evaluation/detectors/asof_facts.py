@@ -7,11 +7,12 @@ by the same functions that the agents use. Nothing here knows of outputs.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import OrderedDict
 from datetime import date, datetime
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline import indicators as indicator_module
 from data_pipeline.article_selection import usable_articles
@@ -22,6 +23,7 @@ from data_pipeline.indicators import MIN_BARS, WINDOWS, compute_indicators
 from data_pipeline.rounding import figure, price_figure
 from data_pipeline.sentiment import score_text
 from utils.schema import Filing, MarketSnapshot, NewsItem
+from utils.schema.market import FloatArray
 
 LEVEL_TOLERANCE = 0.01
 CACHED_SNAPSHOTS = 256
@@ -48,6 +50,7 @@ class AsOfFacts:
 
     def __init__(self, snapshot: MarketSnapshot) -> None:
         self.snapshot = snapshot
+        self._filings_with: dict[str, list[Filing]] = {}
 
     @cached_property
     def price(self) -> float | None:
@@ -91,17 +94,15 @@ class AsOfFacts:
         return indicator_module.participation(bars) if len(bars) >= indicator_module.VOLUME_BARS else None
 
     @cached_property
-    def _extremes(self) -> list[float]:
+    def _extremes(self) -> FloatArray:
         bars = self.snapshot.bars
-        values: list[float] = [*bars.low.tolist(), *bars.high.tolist()]
-        values.sort()
-        return values
+        return np.sort(np.concatenate([bars.low, bars.high]))
 
     def nearest_extreme(self, level: float) -> float | None:
         """Return the high or low of a bar that is nearest to a price, None without a bar."""
-        extremes = self._extremes
-        place = bisect_left(extremes, level)
-        return min(extremes[max(0, place - 1) : place + 1], key=lambda value: abs(value - level), default=None)
+        place = int(np.searchsorted(self._extremes, level))
+        around: list[float] = self._extremes[max(0, place - 1) : place + 1].tolist()
+        return min(around, key=lambda value: abs(value - level), default=None)
 
     @cached_property
     def articles(self) -> list[NewsItem]:
@@ -127,6 +128,14 @@ class AsOfFacts:
         price = None if snapshot.stale else self.price
         return read_filings(snapshot.filings, snapshot.as_of, snapshot.bars, price)
 
+    @cached_property
+    def valuation_lean(self) -> float:
+        """Median of the multiple's past over its present, minus 1: above 0 where the share is cheap, 0 where unknown."""
+        filed = self.filed
+        if filed is None or filed.multiple_median is None or not filed.multiple_now:
+            return 0.0
+        return filed.multiple_median / filed.multiple_now - 1
+
     def filed_value(self, *names: str) -> float | None:
         """Return the first of several figures that is known, filed or derived."""
         return self.filed.value(*names) if self.filed else None
@@ -146,7 +155,11 @@ class AsOfFacts:
 
     def filings_with(self, name: str) -> list[Filing]:
         """Return the filings that state a metric, oldest period first."""
-        return sorted((f for f in self.snapshot.filings if name in f.metrics), key=lambda f: f.period_end)
+        found = self._filings_with.get(name)
+        if found is None:
+            found = sorted((f for f in self.snapshot.filings if name in f.metrics), key=lambda f: f.period_end)
+            self._filings_with[name] = found
+        return found
 
     def yearly_growth(self, name: str) -> float | None:
         """Return the compound yearly growth of a metric over three years, None where the filings do not reach back."""
@@ -167,9 +180,9 @@ class AsOfFacts:
             return Citable("news", article.text, "text", article.event_time, 0.0)
         return self._filed_facts.get(evidence_id)
 
-    def citable_numbers(self) -> list[float]:
-        """Return every figure that can be cited."""
-        facts = (*self._bar_facts.values(), *self._filed_facts.values())
+    def citable_numbers(self, *, bars: bool, filings: bool) -> list[float]:
+        """Return the figures of bars, of filings, or of both that can be cited."""
+        facts = [*(self._bar_facts.values() if bars else ()), *(self._filed_facts.values() if filings else ())]
         return [fact.value for fact in facts if isinstance(fact.value, float)]
 
     @cached_property

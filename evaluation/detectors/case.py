@@ -6,21 +6,27 @@ output and report; the order of the rules decides which of several findings at o
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel
+
 from evaluation.detectors.asof_facts import AsOfFacts
 from evaluation.error_catalogue import CATALOGUE
 from evaluation.error_taxonomy import ErrorInstance
 from evaluation.ground_truth import GroundTruth
+from utils.clock import isoformat
 from utils.schema import AgentOutput, Evidence, direction
 
 TOLERANCE = 0.005
 """Relative difference of two figures that still say the same."""
 
 _SHOWN_CHARS = 200
+_INT_BITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,8 @@ class Case:
     ) -> None:
         """Add a finding; `corrected` is what the field should hold where that is computable."""
         record = CATALOGUE[category]
-        evidence = {"expected": expected, "found": found, **more}
+        evidence = {key: _plain(value) for key, value in {"expected": expected, "found": found, **more}.items()}
+        corrected = _as_json(corrected)
         words = {key: shown(value) for key, value in (("found", found), ("expected", expected)) if value is not None}
         fix = record.suggest(location=location or "the output", **words)
         self.errors.append(
@@ -156,9 +163,36 @@ class Case:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a person reads it."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    """Return a value as a person reads it, cut where it is long or deep."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, datetime):
+        return isoformat(value)
+    try:
+        text = value if isinstance(value, str) else reprlib.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too long to be shown"
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+
+def _plain(value: Any) -> Any:
+    """Return a compared value as JSON can hold it."""
+    if value is None or isinstance(value, (str, bool)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, int) and value.bit_length() <= _INT_BITS:
+        return value
+    return shown(value)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a right value as the JSON form of an output holds it."""
+    if isinstance(value, datetime):
+        return isoformat(value)
+    if isinstance(value, BaseModel):
+        return {name: _as_json(item) for name, item in value}
+    if isinstance(value, (tuple, list)):
+        return [_as_json(item) for item in value]
+    return value
 
 
 def differs(value: float, expected: float, tolerance: float = TOLERANCE, floor: float = 1e-9) -> bool:

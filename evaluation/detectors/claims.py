@@ -10,12 +10,19 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from evaluation.detectors.case import Case, differs
+from evaluation.detectors.case import Case, differs, stated_price
 from evaluation.detectors.evidence import names_of
 from utils.schema import AgentOutput, Evidence
 from utils.schema.parsing import pointer
 
 CLAIM_TOLERANCE = 0.01
+
+PRICE_SPAN = 2.0
+"""A number within this factor of the price may be another price."""
+
+NEWS_READERS = frozenset(("news", "strategist"))
+FILING_READERS = frozenset(("fundamental", "strategist"))
+"""What an agent may know beyond its evidence: only what it is there to read."""
 
 _MAPS = {"technical": "indicators", "fundamental": "key_metrics"}
 _NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
@@ -42,6 +49,9 @@ def unsupported_claim(case: Case) -> None:
 
 def _figures(case: Case, field: str, figures: Mapping[str, float]) -> None:
     cited = names_of(case.output.evidence)
+    # evidence that was found not to exist says what the figure rests on; that has been said once
+    unknown = [error.location for error in case.errors if error.category == "hallucination"]
+    lost = [item.value for i, item in enumerate(case.output.evidence) if unknown and f"/evidence/{i}/id" in unknown]
     bare = [name for name in figures if name not in cited]
     if len(bare) == len(figures) > 1:
         case.report(
@@ -50,8 +60,12 @@ def _figures(case: Case, field: str, figures: Mapping[str, float]) -> None:
         )  # fmt: skip
         return
     for name, value in figures.items():
-        at = pointer(field, name)
         item = cited.get(name)
+        if item is not None and item.value == value:
+            continue
+        at = pointer(field, name)
+        if lost and any(isinstance(known, float) and not differs(value, known) for known in lost):
+            continue
         if item is None:
             if not case.found_at(at):
                 text = f"{name} has no evidence"
@@ -113,15 +127,18 @@ def _near(known: list[float], value: float, reach: float) -> bool:
 def _known(case: Case) -> Iterator[float]:
     """Yield every number that the reasoning may cite."""
     outputs: list[Any] = [case.output]
-    outputs += [other for other in case.truth.agent_outputs.values() if isinstance(other, AgentOutput)]
+    if case.agent_type == "strategist":
+        outputs += [other for other in case.truth.agent_outputs.values() if isinstance(other, AgentOutput)]
     for output in outputs:
         numbers = list(_of(output.__dict__.values()))
         yield from numbers
-        price = next((item.value for item in output.evidence if item.kind == "price"), None)
-        price = getattr(output, "entry_target", None) or getattr(output, "current_price", None) or price
-        if isinstance(price, (int, float)) and price > 0:
-            yield from (number / price - 1 for number in numbers)
-            yield from (price / number - 1 for number in numbers if number)
+        fields = output.__dict__
+        price = fields.get("entry_target") or fields.get("current_price") or stated_price(output)
+        if price and price > 0:
+            # distances between prices are said in percent
+            near = [number for number in numbers if 1 / PRICE_SPAN <= number / price <= PRICE_SPAN]
+            yield from (number / price - 1 for number in near)
+            yield from (price / number - 1 for number in near)
         for item in output.evidence[:_TEXTS_READ]:
             if isinstance(item.value, str):
                 yield from _of_text(item.value)
@@ -129,12 +146,13 @@ def _known(case: Case) -> Iterator[float]:
             yield from _of_text(event.headline)
     yield from _of(error.corrected for error in case.errors)
     if case.facts is not None:
-        yield from case.facts.citable_numbers()
-        for article in case.facts.snapshot.news[-_TEXTS_READ:]:
-            yield from _of_text(article.text)
+        yield from case.facts.citable_numbers(bars=case.agent_type != "news", filings=case.agent_type in FILING_READERS)
+        if case.agent_type in NEWS_READERS:
+            for article in case.facts.snapshot.news[-_TEXTS_READ:]:
+                yield from _of_text(article.text)
         inputs = case.facts.snapshot.inputs
         yield from (inputs.volatility, inputs.trend_strength, inputs.news_impact, inputs.daily_volatility)
-    if case.truth.portfolio is not None:
+    if case.truth.portfolio is not None and case.agent_type == "strategist":
         portfolio = case.truth.portfolio
         yield from (portfolio.equity, portfolio.cash, *portfolio.weights.values())
 

@@ -17,7 +17,8 @@ from utils.schema import Evidence
 
 ARTICLE_KINDS = frozenset(("news", "article"))
 FILED_KINDS = frozenset(("filing", "derived"))
-BAR_KINDS = frozenset(("indicator", "price"))
+FOREIGN_KINDS = frozenset(("agent", "peer", "sector", "portfolio", "regime", "note"))
+"""What a snapshot of one symbol does not hold even where it is true; whatever else is cited must stand in it."""
 
 OWN_KINDS = {"news": ARTICLE_KINDS, "technical": frozenset(("indicator",)), "fundamental": FILED_KINDS}
 """What the evidence of an agent has to contain; the strategist may cite anything."""
@@ -50,7 +51,10 @@ def cited_evidence(case: Case) -> None:
         elif facts is None:
             unverified.add("no snapshot")
         elif (known := facts.citable(item.id) or _named(item, facts)) is not None:
-            _same(case, i, item, known, facts)
+            if item.value == known.value and item.unit == known.unit:
+                _same_time(case, i, item, known)
+            else:
+                _same(case, i, item, known, facts)
         elif _verifiable(item, facts, case.output.symbol):
             case.report(
                 "hallucination",
@@ -122,7 +126,7 @@ def _verifiable(item: Evidence, facts: AsOfFacts, symbol: str) -> bool:
         return False
     if facts.indicators is None and (item.kind == "indicator" or item.id.startswith("ind:")):
         return evidence_name(item) not in facts.computable
-    return item.kind in FILED_KINDS or item.kind in BAR_KINDS or item.id.startswith(("bar:", "ind:", "derived:"))
+    return item.kind not in FOREIGN_KINDS
 
 
 def _same(case: Case, i: int, item: Evidence, known: Citable, facts: AsOfFacts) -> None:
@@ -150,20 +154,20 @@ def _same(case: Case, i: int, item: Evidence, known: Citable, facts: AsOfFacts) 
             found=value, expected=known.value, corrected=known.value, sub_code=_cause(item, value, known, facts),
         )  # fmt: skip
         return
-    _same_time(case, f"{at}/event_time", item, known)
+    _same_time(case, i, item, known)
 
 
-def _same_time(case: Case, at: str, item: Evidence, known: Citable) -> None:
+def _same_time(case: Case, i: int, item: Evidence, known: Citable) -> None:
     right = known.event_time
     if isinstance(right, datetime):
-        if abs(item.event_time - right) <= CLOCK_SLACK:
+        if item.event_time is right or abs(item.event_time - right) <= CLOCK_SLACK:
             return
     elif item.event_time.date() >= right:
         return
     else:
         right = case.output.as_of
     case.report(
-        "data_inaccuracy", at, f"{item.id!r} is dated {item.event_time.isoformat()}, it is of {right.isoformat()}",
+        "data_inaccuracy", f"/evidence/{i}/event_time", f"{item.id!r} is dated {item.event_time.isoformat()}, it is of {right.isoformat()}",
         found=item.event_time, expected=right, corrected=right, sub_code="stale",
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_pipeline.filing_figures import MAX_PE, MULTIPLES
-from evaluation.detectors.case import TOLERANCE, Case, differs, stated_price
+from evaluation.detectors.case import TOLERANCE, Case, differs, evidence_name, stated_price
 from utils.schema.parsing import pointer
 
 MULTIPLE_TOLERANCE = 0.02
@@ -136,6 +136,10 @@ def _multiples(case: Case, name: str) -> Iterator[float]:
             yield stated
         if filed.multiple == name and filed.multiple_now is not None:
             yield filed.multiple_now
+    if facts is None:
+        for item in case.output.evidence:
+            if item.kind == "filing" and evidence_name(item) == name and isinstance(item.value, float):
+                yield item.value
     if name != "pe_ratio":
         return
     price = (facts.price if facts else None) or stated_price(case.output)

@@ -19,6 +19,9 @@ CLEAR_SENTIMENT = 0.5
 CERTAIN, UNSURE = 0.9, 0.5
 LEAST_EVIDENCE = 2
 PARTS_TOLERANCE = 0.01
+CLEAR_LEAN = 0.1
+"""|sum| of the votes below which they witness for no side."""
+
 SHORT_WINDOW = 20
 """Bars up to which a window says nothing about months."""
 
@@ -26,6 +29,8 @@ SEED_PRICE_SHARE = 1e-3
 """Averages that start at different bars still differ by as much, as a share of the price."""
 
 _VALUATION = {"undervalued": 1, "overvalued": -1}
+_OF_SIDE = {"signal": {1: "buy", -1: "sell"}, "valuation": {1: "undervalued", -1: "overvalued"}}
+_WITHOUT_DIRECTION = frozenset(("volume", "volatility"))
 _SIDE_WORDS = {1: "the buy side or hold", -1: "the sell side or hold"}
 _DERIVED = ("profit_margin", "revenue_growth", "earnings_growth")
 
@@ -60,16 +65,40 @@ def contradictory(case: Case) -> None:
     side = case.side
     if not side:
         return
-    for field, against in (
-        ("signal", direction(output.__dict__.get("signal", "hold"))),
-        ("valuation", _VALUATION.get(output.__dict__.get("valuation", ""), 0)),
+    signal, valuation = output.__dict__.get("signal", "hold"), output.__dict__.get("valuation", "")
+    for field, stated, against, witness in (
+        ("signal", signal, direction(signal), _lean_of_signals),
+        ("valuation", valuation, _VALUATION.get(valuation, 0), _lean_of_valuation),
     ):
         if against * side < 0 and field not in case.broken:
-            _stands_against(case, field, getattr(output, field), against)
+            if witness(case) * side > 0:
+                _should_be(case, field, stated, side)
+            else:
+                _stands_against(case, field, stated, against)
     # the articles' sentiment where the stated one has been found wrong
     score = case.scratch.get("sentiment", output.__dict__.get("sentiment_score", 0.0))
     if score * side < 0 and abs(score) > CLEAR_SENTIMENT and "sentiment_score" not in case.broken:
         _stands_against(case, "sentiment_score", score, 1 if score > 0 else -1)
+
+
+def _lean_of_signals(case: Case) -> float:
+    """Return which way the votes lean that have a direction, 0 where they hardly do."""
+    votes = [vote for name, vote in case.output.signals.items() if name not in _WITHOUT_DIRECTION]
+    lean = sum(votes) if "signals" not in case.broken else 0.0
+    return lean if abs(lean) > CLEAR_LEAN else 0.0
+
+
+def _lean_of_valuation(case: Case) -> float:
+    return case.facts.valuation_lean if case.facts else 0.0
+
+
+def _should_be(case: Case, field: str, stated: str, side: int) -> None:
+    """Report a word that both the recommendation and what it rests on stand against."""
+    right = _OF_SIDE[field][side]
+    case.report(
+        "contradictory", f"/{field}", f"the {field} {stated} stands against the {case.output.recommendation}",
+        found=stated, expected=right, against="/recommendation", corrected=right,
+    )  # fmt: skip
 
 
 def _stands_against(case: Case, field: str, stated: Any, against: int) -> None:

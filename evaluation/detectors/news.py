@@ -71,12 +71,27 @@ def wrong_event_impact(case: Case) -> None:
     if abs(score) > STRONG_SCORE and "key_events" not in case.broken and not output.key_events:
         text = f"a score of {score:.4g} rests on no event"
         case.report("wrong_event_impact", "/key_events", text, found="no event", expected="the events behind the score")
-    if "price_impact" not in case.broken and _IMPACT[output.price_impact] * score < 0:
+    if "price_impact" in case.broken or _IMPACT[output.price_impact] * score >= 0:
+        return
+    text = f"a {output.price_impact} impact stands against the score {score:.4g}"
+    if "sentiment" in case.scratch and abs(score) <= CLEAR_SCORE:
+        return  # the articles say too little to blame more than the score
+    if _witnesses(case) * score < 0:
+        # recommendation, signal and articles bear the impact out, so it is the score that has the wrong sign
+        case.report("wrong_event_impact", "/sentiment_score", text, found=score, expected=-score, corrected=-score)
+    else:
         right = "bullish" if score > 0 else "bearish"
-        text = f"a {output.price_impact} impact stands against the score {score:.4g}"
         case.report(
             "wrong_event_impact", "/price_impact", text, found=output.price_impact, expected=right, corrected=right
         )
+
+
+def _witnesses(case: Case) -> int:
+    """Return how many of recommendation, sentiment signal and articles are good, less how many are bad."""
+    mean = case.facts.mean_sentiment if case.facts else None
+    signal = 0.0 if "signals" in case.broken else case.output.signals.get("sentiment", 0.0)
+    said = (0 if "recommendation" in case.broken else case.side, signal, mean or 0.0)
+    return sum((value > 0) - (value < 0) for value in said)
 
 
 def news_hallucination(case: Case) -> None:

@@ -16,7 +16,7 @@ from evaluation.detectors.asof_facts import AsOfFacts
 from evaluation.detectors.case import Case, shown
 from evaluation.ground_truth import GroundTruth
 from utils.schema import OUTPUT_MODELS, AgentOutput
-from utils.schema.parsing import CONTROL_CHARACTERS, SchemaFinding, load_object, parse_output, pointer
+from utils.schema.parsing import CONTROL_CHARACTERS, SchemaFinding, coerce_object, load_object, parse_output
 
 _MAPS = frozenset(("signals", "indicators", "key_metrics"))
 """Fields of which one bad entry leaves the others readable."""
@@ -108,7 +108,7 @@ def _is_valid(output: AgentOutput) -> bool:
 
 def _salvage(case: Case, data: dict[str, Any], findings: list[SchemaFinding]) -> None:
     """Fill `case.output` from what can be read, and `case.broken` with what cannot."""
-    data = dict(data)
+    data = coerce_object(dict(data), [])
     for _ in range(_REPAIRS):
         for finding in findings:
             if finding.category != "formatting_error":
@@ -136,7 +136,7 @@ def _cut(case: Case, data: dict[str, Any], finding: SchemaFinding) -> None:
     name = parts[0]
     if name in _MAPS and len(parts) == 2 and isinstance(data.get(name), dict):
         data[name] = {key: value for key, value in data[name].items() if str(key) != parts[1]}
-    elif len(parts) == 3 and (name, parts[2]) == _EVENT_SOURCE and finding.category == "missing_field":
+    elif len(parts) == 3 and (name, parts[2]) == _EVENT_SOURCE and finding.category == "missing_field" and name in data:
         events = list(data[name])
         events[int(parts[1])] = {**events[int(parts[1])], "source": ""}
         data[name] = events
@@ -228,6 +228,3 @@ def _control_characters(case: Case) -> None:
                 "formatting_error", f"/{name}", "a control character stands in the text",
                 found=text.encode("unicode_escape").decode(), expected=right, corrected=right,
             )  # fmt: skip
-
-
-__all__ = ["at", "pointer", "read_output", "report_absent"]

@@ -164,7 +164,10 @@ def take_profit_unrealistic(case: Case) -> None:
         return
     if "time_horizon" in case.broken:
         return
-    reach = REACH_SIGMAS * sigma * math.sqrt(HORIZON_SESSIONS[case.output.time_horizon])
+    horizon = case.output.time_horizon
+    if horizon == "intraday" and case.truth.market_open is False:
+        horizon = "short_term"  # that the horizon is wrong is said elsewhere
+    reach = REACH_SIGMAS * sigma * math.sqrt(HORIZON_SESSIONS[horizon])
     if abs(take / plan.entry - 1) > reach + _ROUNDING:
         inside = right if right is not None and abs(right / plan.entry - 1) <= reach else None
         if inside is None and plan.entry * (1 + plan.side * reach) > 0:

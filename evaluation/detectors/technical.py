@@ -61,9 +61,11 @@ def indicator_calculation_error(case: Case) -> None:
     if not recomputed and not given:
         case.skip("indicator_calculation_error", "no bars to recompute indicators from; ranges were checked")
     price = facts.price if facts and facts.price else 0.0
+    floor = 1e-6 * price + _ROUNDING
     for name, value in case.output.indicators.items():
         right = given.get(name, recomputed.get(name))
-        floor = 1e-6 * price + _ROUNDING
+        if value == right:
+            continue
         if name in BOUNDED and not 0 <= value <= 100:
             case.report(
                 "indicator_calculation_error", f"/indicators/{name}", f"{name} {value:.6g} lies outside 0..100",
@@ -114,6 +116,8 @@ def timeframe_confusion(case: Case) -> None:
     if len(counts) < 2:
         return
     usual = max(counts, key=lambda interval: (counts[interval], interval == DAILY))
+    if case.facts and case.facts.price and DAILY in counts:
+        usual = DAILY  # the bars that are known are daily ones
     for i, interval in stated:
         if interval != usual:
             text = f"bars of {interval} among bars of {usual}"

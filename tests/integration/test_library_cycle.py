@@ -123,11 +123,22 @@ BROKEN: dict[str, Callable[[], CycleBatch]] = {
 @pytest.mark.parametrize("make", BROKEN.values(), ids=[name.replace(" ", "_") for name in BROKEN])
 def test_a_cycle_that_cannot_be_stored_whole_leaves_nothing(library, make) -> None:
     before = everything(library)
-    with pytest.raises((ValueError, psycopg.Error)):
+    with pytest.raises((ValueError, LibraryConflict)):
         library.commit_cycle(make())
     assert everything(library) == before
     library.commit_cycle(batch(chain([("mark", MARK)]), (trajectory(0),)))
     assert count(library, "trajectories") == 1
+
+
+def test_a_cycle_behind_a_gap_is_refused(library) -> None:
+    marks = chain([("mark", MARK)] * 3)
+    library.commit_cycle(batch(marks[:1]))
+    with pytest.raises(LibraryConflict, match="does not follow"):
+        library.commit_cycle(batch(marks[2:], (trajectory(0),)))
+    library.commit_cycle(batch(marks[1:2]))
+    library.commit_cycle(batch(marks[2:], (trajectory(0),)))
+    with library.connection() as connection, connection.cursor() as cursor:
+        assert portfolio_log.load(cursor, "adhoc") == marks
 
 
 @pytest.mark.parametrize("specs", [[("mark", MARK), ("order", ORDER)], []], ids=["order_last", "no_events"])
@@ -138,10 +149,11 @@ def test_a_cycle_must_end_with_its_mark(library, specs) -> None:
 
 
 def test_an_outcome_that_is_settled_twice_keeps_the_first(library) -> None:
-    library.commit_cycle(batch(chain([("mark", MARK)]), (trajectory(0),)))
+    marks = chain([("mark", MARK)] * 3)
     first = OutcomeUpdate("t0", 0.1, True, 0.1, T0)
-    library.commit_cycle(batch(chain([("mark", MARK)], GENESIS), outcomes=[first]))
-    library.commit_cycle(batch(chain([("mark", MARK)], GENESIS), outcomes=[replace(first, reward=9.0)]))
+    library.commit_cycle(batch(marks[:1], (trajectory(0),)))
+    library.commit_cycle(batch(marks[1:2], outcomes=[first]))
+    library.commit_cycle(batch(marks[2:], outcomes=[replace(first, reward=9.0)]))
     stored = library.get_trajectory("t0")
     assert stored is not None and stored.reward == 0.1
 

@@ -82,7 +82,7 @@ def described(number: int, variant: int = 0, outcome: tuple[float, bool, int] | 
         confidence=(number % 5) / 4,
         abstained=number == 7,
         shadow=number == 10,
-        embedding=None if number == 3 else [float(x) for x in VECTORS[number % len(VECTORS)]],
+        embedding=None if number == 3 else [float(x) for x in VECTORS[number % 4]],
     )
 
 
@@ -281,6 +281,13 @@ class LibraryModel(RuleBasedStateMachine):
             (-score, t.trajectory_id) for t, score in found
         )
         left_out = [similarity[name] for name in similarity if name not in names]
+        last = names[-1] if names else ""
+        twins = [
+            n
+            for n in similarity
+            if n not in names and np.array_equal(self.vector(self.rows[n]), self.vector(self.rows[last]))
+        ]
+        assert min(twins, default=last) >= last
         assert max(left_out, default=-2.0) <= min((score for _, score in found), default=-2.0) + 1e-6
         for t, _ in found:
             assert t == replace(self.rows[t.trajectory_id], embedding=None)
@@ -328,11 +335,9 @@ class LibraryModel(RuleBasedStateMachine):
     @invariant()
     def nothing_of_the_future_or_of_strangers_is_seen(self) -> None:
         as_of = T0 + 4 * DAY
-        seen = [
-            *self.library.get_successful_trajectories(min_reward=-math.inf, as_of=as_of),
-            *(t for t, _ in self.library.find_similar_trajectories([1.0] * 384, limit=20, as_of=as_of)),
-            *(t for agent in AGENTS for t in self.library.get_matured_trajectories(agent, as_of=as_of)),
-        ]
+        self.get_successful(None, None, -1.0, 4, 4)
+        self.find_similar(1, None, 3, 4)
+        seen = [t for agent in AGENTS for t in self.library.get_matured_trajectories(agent, as_of=as_of)]
         assert {t.run_id for t in seen} <= {OWN, SOURCE}
         assert all(t.matured_at is not None and t.matured_at < as_of for t in seen)
 
@@ -366,4 +371,4 @@ def machine(module_database: str) -> Iterator[type[LibraryModel]]:
 
 
 def test_the_library_and_its_model_never_disagree(machine) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=16, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=14, stateful_step_count=40))

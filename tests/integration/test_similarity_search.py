@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
-from data_pipeline.library import search_plan, similarity, trajectories
+from data_pipeline.library import search_plan
 from data_pipeline.library.search_plan import SearchPlanner, index_name
 from data_pipeline.library.similarity import Search, SearchFilter
 
@@ -80,10 +80,7 @@ def library(module_database: str) -> Iterator[ExperienceLibraryPostgres]:
         patch.setattr(search_plan, "INDEX_ROWS", 1_000)
         patch.setattr(search_plan, "EXACT_ROWS", 100)
         library = ExperienceLibraryPostgres(dsn=module_database)
-        rows = _trajectories()
-        with library.connection() as connection, connection.cursor() as cursor:
-            trajectories.copy_rows(cursor, map(trajectories.as_row, rows))
-            similarity.copy_rows(cursor, (similarity.embedding_row(t, library.embedder.model) for t in rows))
+        library.store_trajectories(_trajectories())
         yield library
         library.close()
 

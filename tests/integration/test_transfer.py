@@ -223,7 +223,7 @@ def line(**changes: Any) -> str:
         (line(market_state="bull"), "market_state"),
         (line(similar_ids="x"), "similar_ids"),
         (line(embedding=[0.5] * 3), "embedding"),
-        (line(embedding=["a"] * 384), "'<=' not supported"),
+        (line(embedding=["a"] * 384), "embedding must hold numbers"),
         (line(reasoning=None), "reasoning"),
         (line(matured_at="2014-06-12T20:00:00+00:00"), "actual_return"),
         (line(embedding_model=3), "embedding_model"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.data_synthesis import DataSynthesisModule, SFTExample
+from data_pipeline.library.findings import Finding
 from utils.errors import LibraryConflict
 from utils.hashing import file_sha256
 
@@ -34,9 +36,13 @@ class Experience:
 class Library:
     """Remembers what it was asked, and answers as the real one does: successes, best reward first."""
 
-    def __init__(self, experiences: list[Experience]) -> None:
+    def __init__(self, experiences: list[Experience], findings: dict[str, list[Finding]] | None = None) -> None:
         self.experiences = experiences
+        self.findings = findings or {}
         self.asked: dict[str, Any] = {}
+
+    def get_findings(self, trajectory_ids: Sequence[str]) -> dict[str, list[Finding]]:
+        return {name: self.findings[name] for name in trajectory_ids if name in self.findings}
 
     def get_successful_trajectories(
         self,
@@ -189,3 +195,26 @@ def test_statistics_tell_what_was_selected_and_saved(tmp_path: Path) -> None:
     assert statistics["last_selected"] == statistics["examples"] == 120
     assert statistics["average_quality"] == pytest.approx(0.84)
     assert statistics["datasets"] == [saved.dataset_id]
+
+
+def _found(trajectory_id: str, severity: str) -> Finding:
+    return Finding(trajectory_id, "unsupported_claim", severity, None, "/reasoning", "12 %", "Remove 12 %", "claims")
+
+
+def test_what_came_true_for_faulty_reasons_is_not_learned_and_the_selection_counts_it() -> None:
+    library = Library(many(10), {"t003": [_found("t003", "fatal")], "t004": [_found("t004", "medium")]})
+    module = DataSynthesisModule(
+        library, trigger_count=4, acceptable=lambda findings: all(f.severity != "fatal" for f in findings)
+    )
+    selection = module.select("technical")
+    assert "t003" not in [t.trajectory_id for t in selection.chosen]
+    assert (selection.candidates, selection.faulty) == (9, 1)
+    assert module.get_synthesis_statistics()["last_left_out_as_faulty"] == 1
+
+
+def test_what_was_found_in_an_example_travels_with_it_as_feedback() -> None:
+    library = Library(many(3), {"t001": [_found("t001", "medium")]})
+    module = DataSynthesisModule(library, trigger_count=1)
+    examples = {e.metadata["trajectory_id"]: e.metadata for e in module.examples(module.select("technical"))}
+    assert examples["t001"]["feedback"] == ["/reasoning: unsupported_claim, medium. Remove 12 %"]
+    assert "feedback" not in examples["t000"]

@@ -143,6 +143,7 @@ STATUS: dict[str, Any] = {
     "feed": {"name": "replay", "queue_depth": 3, "lag_seconds": 0.4},
     "regime": {"AAPL": "bull_market"},
     "models": {"technical": "rules"},
+    "spool": {"size_bytes": 4096, "operations": 2, "oldest": "2014-06-02T20:00:00Z", "dead_letters": 0},
 }
 
 
@@ -152,6 +153,7 @@ def test_the_status_sets_the_gauges_of_the_system(collector) -> None:
     expected = {
         "system_uptime_seconds": 12.5, "active_components": 1, "portfolio_value": 99_000.0, "portfolio_drawdown_ratio": 0.01,
         "library_size": 400, "outcome_backlog_items": 15, "judge_pending_items": 2, "queue_depth_items": 3,
+        "spool_size_bytes": 4096,
         'feed_lag_seconds{feed="replay"}': 0.4, 'market_regime_info{symbol="AAPL",regime="bull_market"}': 1,
         'model_version_info{agent_type="technical",version="rules"}': 1, 'component_up{component="judge"}': 0,
         'component_up{component="streaming"}': 1,

@@ -18,8 +18,10 @@ from typing import Any
 from agents.policies.state_text import example_messages, prompt_messages
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
 from data_pipeline.library_access import open_library
+from evaluation.error_taxonomy import ErrorSeverityClassifier, Severity
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 from training import training_runs
 from training.launcher import ChildResult, run_training_child, sft_command
@@ -34,6 +36,11 @@ from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
+
+
+def _acceptable(findings: Sequence[Finding]) -> bool:
+    """Return whether an output may be learned from for all that was found in it."""
+    return ErrorSeverityClassifier().is_acceptable([Severity(finding.severity) for finding in findings])
 
 
 class AutomatedSFTPipeline:
@@ -210,7 +217,10 @@ class AutomatedSFTPipeline:
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         synthesis = DataSynthesisModule(
-            self._library, trigger_count=self.config.min_new_trajectories, render=example_messages
+            self._library,
+            trigger_count=self.config.min_new_trajectories,
+            render=example_messages,
+            acceptable=_acceptable,
         )
         selection = synthesis.select(self.config.agent_type, market_regime, as_of=train_end)
         if not selection.chosen:

@@ -66,9 +66,9 @@ def parse_output(raw: Any, agent_type: str | None = None) -> tuple[AgentOutput |
     model = OUTPUT_MODELS.get(kind) if isinstance(kind, str) else None
     if model is None:
         category = "missing_field" if kind is None else "invalid_value"
-        findings.append(SchemaFinding(category, "/agent_type", f"{kind!r} is none of {', '.join(OUTPUT_MODELS)}"))
+        findings.append(SchemaFinding(category, "/agent_type", f"not one of {', '.join(OUTPUT_MODELS)}"))
         return None, findings
-    data = _coerce({**data, "agent_type": kind}, findings)
+    data = coerce_object({**data, "agent_type": kind}, findings)
     try:
         return model.model_validate(data), findings
     except ValidationError as error:
@@ -143,7 +143,7 @@ def _place(owner: dict[str, Any], tree: Any) -> tuple[str | int, ...] | None:
     return None
 
 
-def _coerce(data: dict[str, Any], findings: list[SchemaFinding]) -> dict[str, Any]:
+def coerce_object(data: dict[str, Any], findings: list[SchemaFinding]) -> dict[str, Any]:
     """Apply the documented aliases and number forms, with one formatting_error for each."""
 
     def note(where: str, text: str) -> None:
