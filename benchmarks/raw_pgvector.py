@@ -40,7 +40,7 @@ def parameters(batch: Sequence[Trajectory]) -> tuple[Rows, Rows]:
     """Return the rows of both tables; made before the clock starts."""
     return (
         [trajectories.as_row(item) for item in batch],
-        [similarity.embedding_row(item, MODEL) for item in batch],
+        similarity.embedding_rows(batch, MODEL),
     )
 
 
