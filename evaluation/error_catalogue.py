@@ -60,6 +60,13 @@ class CategoryRecord:
     fix: str
     detector: str
 
+    @property
+    def mutation_operators(self) -> tuple[str, ...]:
+        """Names of the operators that plant this error in a sound output, to measure detectors; none where only judges decide."""
+        from evaluation.fault_injection.registry import OPERATORS  # they read the same schema, never a detector
+
+        return tuple(operator.name for operator in OPERATORS.get(self.id, ()))
+
     def suggest(self, **facts: Any) -> str:
         """Return the fix with the facts of a finding filled in, in general words where there are none."""
         return self.fix.format_map(_Words(facts))

@@ -26,19 +26,19 @@ ABSENT: Final = _Absent()
 """Stands for a place that is not there; as a value to put, it removes the place."""
 
 
-def parts(pointer: str) -> list[str]:
+def tokens(pointer: str) -> list[str]:
     """Return the unescaped tokens of a pointer; the empty pointer, the whole document, has none."""
     return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
 
 
-def join(*tokens: str | int) -> str:
+def join(*steps: str | int) -> str:
     """Return the pointer of these tokens."""
-    return "".join("/" + str(token).replace("~", "~0").replace("/", "~1") for token in tokens)
+    return "".join("/" + str(token).replace("~", "~0").replace("/", "~1") for token in steps)
 
 
 def get(document: Any, pointer: str) -> Any:
     """Return what stands at a pointer, `ABSENT` where nothing does."""
-    for part in parts(pointer):
+    for part in tokens(pointer):
         if isinstance(document, dict):
             document = document.get(part, ABSENT)
         elif isinstance(document, list) and part.isdigit() and int(part) < len(document):
@@ -56,7 +56,7 @@ def put(document: Any, pointer: str, value: Any) -> None:
     KeyError
         If the place's parent is no container.
     """
-    *path, last = parts(pointer)
+    *path, last = tokens(pointer)
     parent = get(document, join(*path))
     if isinstance(parent, dict):
         if value is ABSENT:

@@ -12,8 +12,8 @@ from typing import Any
 
 from evaluation.detectors.case import Case, differs, stated_price
 from evaluation.detectors.evidence import names_of
+from utils.json_pointer import join
 from utils.schema import AgentOutput, Evidence
-from utils.schema.parsing import pointer
 
 CLAIM_TOLERANCE = 0.01
 
@@ -63,7 +63,7 @@ def _figures(case: Case, field: str, figures: Mapping[str, float]) -> None:
         item = cited.get(name)
         if item is not None and item.value == value:
             continue
-        at = pointer(field, name)
+        at = join(field, name)
         if lost and any(isinstance(known, float) and not differs(value, known) for known in lost):
             continue
         if item is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from data_pipeline.filing_figures import MAX_PE, MULTIPLES
 from evaluation.detectors.case import TOLERANCE, Case, differs, evidence_name, stated_price
-from utils.schema.parsing import pointer
+from utils.json_pointer import join
 
 MULTIPLE_TOLERANCE = 0.02
 EARNINGS_TOLERANCE = 0.01
@@ -207,7 +207,7 @@ def growth_projection_unrealistic(case: Case) -> None:
         limit = max(MAX_GROWTH, MAX_GROWTH_OF_PAST * past if past is not None else MAX_GROWTH)
         if value > limit or value < LEAST_GROWTH:
             case.report(
-                "growth_projection_unrealistic", pointer("key_metrics", name),
+                "growth_projection_unrealistic", join("key_metrics", name),
                 f"a growth of {value:.4g} a year lies outside {LEAST_GROWTH} to {limit:.4g}",
                 found=value, expected=filed if filed is not None else f"{LEAST_GROWTH} to {limit:.4g}", corrected=filed,
             )  # fmt: skip

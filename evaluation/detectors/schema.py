@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from evaluation.detectors.asof_facts import AsOfFacts
 from evaluation.detectors.case import Case, shown
 from evaluation.ground_truth import GroundTruth
+from utils.json_pointer import tokens
 from utils.schema import OUTPUT_MODELS, AgentOutput
 from utils.schema.parsing import CONTROL_CHARACTERS, SchemaFinding, coerce_object, load_object, parse_output
 
@@ -130,7 +131,7 @@ def _salvage(case: Case, data: dict[str, Any], findings: list[SchemaFinding]) ->
 
 def _cut(case: Case, data: dict[str, Any], finding: SchemaFinding) -> None:
     """Take the value of a finding out of the data."""
-    parts = [part.replace("~1", "/").replace("~0", "~") for part in finding.pointer.split("/")[1:]]
+    parts = tokens(finding.pointer)
     if not parts:
         return
     name = parts[0]
@@ -159,7 +160,7 @@ def _leave_out_absent(case: Case, data: dict[str, Any]) -> None:
 
 
 def _report(case: Case, finding: SchemaFinding) -> None:
-    parts = finding.pointer.split("/")[1:]
+    parts = tokens(finding.pointer)
     if finding.category == "missing_field":
         if len(parts) == 3 and (parts[0], parts[2]) == _EVENT_SOURCE:
             return  # its rule sees the empty source
@@ -176,9 +177,8 @@ def _report(case: Case, finding: SchemaFinding) -> None:
 
 
 def at(tree: Any, parts: list[str]) -> Any:
-    """Return what stands at a pointer in objects, lists and models; None where nothing does."""
-    for part in parts:
-        key = part.replace("~1", "/").replace("~0", "~")
+    """Return what stands along the tokens of a pointer in objects, lists and models; None where nothing does."""
+    for key in parts:
         if isinstance(tree, dict):
             tree = tree.get(key)
         elif isinstance(tree, (list, tuple)):

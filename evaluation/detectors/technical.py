@@ -12,8 +12,8 @@ from data_pipeline.indicators import UNITS, WINDOWS
 from data_pipeline.rounding import clip, figure, price_figure
 from evaluation.detectors.asof_facts import LEVEL_TOLERANCE
 from evaluation.detectors.case import TOLERANCE, Case, differs
+from utils.json_pointer import join
 from utils.schema import direction
-from utils.schema.parsing import pointer
 
 INDICATOR_TOLERANCE = 0.05
 BOUNDED = ("rsi_14", "stoch_k", "stoch_d", "mfi_14", "adx_14")
@@ -44,7 +44,7 @@ def indicator_misuse(case: Case) -> None:
     for name in case.output.indicators:
         if name not in UNITS:
             text = f"{name} is no indicator that is known here"
-            case.report("indicator_misuse", pointer("indicators", name), text, found=name, expected="a known indicator")
+            case.report("indicator_misuse", join("indicators", name), text, found=name, expected="a known indicator")
         elif count is not None and count < WINDOWS[name]:
             case.report(
                 "indicator_misuse", f"/indicators/{name}", f"{name} needs {WINDOWS[name]} bars, {count} are known",
@@ -73,7 +73,7 @@ def indicator_calculation_error(case: Case) -> None:
             )  # fmt: skip
         elif right is not None and differs(value, right, INDICATOR_TOLERANCE, floor):
             case.report(
-                "indicator_calculation_error", pointer("indicators", name),
+                "indicator_calculation_error", join("indicators", name),
                 f"{name} recomputes to {right:.6g}, not {value:.6g}", found=value, expected=right, corrected=right,
             )  # fmt: skip
 
@@ -189,7 +189,7 @@ def volume_analysis_error(case: Case) -> None:
             right = figure(clip((ratio - 1) / 2))
             text = f"the volume signal is {vote:.4g} at {ratio:.4g} times the usual volume"
             case.report(
-                "volume_analysis_error", pointer("signals", name), text, found=vote, expected=right, corrected=right,
+                "volume_analysis_error", join("signals", name), text, found=vote, expected=right, corrected=right,
                 ratio=ratio,
             )  # fmt: skip
 

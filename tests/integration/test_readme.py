@@ -38,8 +38,8 @@ def run(snippet: str, folder: Path) -> str:
     return child.stdout
 
 
-def test_the_readme_has_the_three_snippets_that_are_checked_here() -> None:
-    assert len(SNIPPETS) == 3
+def test_the_readme_has_the_four_snippets_that_are_checked_here() -> None:
+    assert len(SNIPPETS) == 4
 
 
 def test_the_daemon_runs_from_a_notebook_as_documented(folder: Path) -> None:
@@ -62,3 +62,9 @@ def test_a_library_of_ones_own_works_as_documented(folder: Path) -> None:
     printed = run(SNIPPETS[2], folder).splitlines()
     assert "'total': 1, 'successful': 1" in printed[0]
     assert printed[1] == "0.07"
+
+
+def test_an_error_in_an_output_is_found_where_it_stands_as_documented(folder: Path) -> None:
+    printed = run(SNIPPETS[3], folder)
+    assert "('indicator_calculation_error', 'high', '/indicators/rsi_14')" in printed
+    assert "/indicators/rsi_14: indicator_calculation_error, high." in printed

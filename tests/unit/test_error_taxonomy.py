@@ -203,3 +203,9 @@ def test_an_unknown_category_has_no_description_and_the_nearest_is_named() -> No
         MANAGER.get_error_description("halucination")
     with pytest.raises(ValueError, match="no error category"):
         MANAGER.get_suggested_fix("")
+
+
+def test_every_category_that_code_decides_names_operators_that_plant_it() -> None:
+    for record in CATALOGUE.values():
+        planted = len(record.mutation_operators)
+        assert planted == 0 if record.decided_by == "judge" else planted >= 3, record.id

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from utils.json_pointer import join
 from utils.schema.agents import NO_PRICE, OUTPUT_MODELS, AgentOutput
 
 _KEY_ALIASES = {"decision": "recommendation", "metrics": "key_metrics", "support_level": "support_levels"}
@@ -78,13 +79,8 @@ def parse_output(raw: Any, agent_type: str | None = None) -> tuple[AgentOutput |
             category = "missing_field" if absent else "invalid_value"
             where = ("current_price",) if item["type"] == NO_PRICE else _within(item["loc"], data)
             # the members of a union complain one by one about the same value
-            faults.setdefault((category, pointer(*where)), SchemaFinding(category, pointer(*where), item["msg"]))
+            faults.setdefault((category, join(*where)), SchemaFinding(category, join(*where), item["msg"]))
         return None, [*findings, *faults.values()]
-
-
-def pointer(*parts: str | int) -> str:
-    """Return the JSON pointer (RFC 6901) along keys and positions; empty for the whole."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def _within(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
@@ -122,7 +118,7 @@ def load_object(raw: Any, findings: list[SchemaFinding]) -> dict[str, Any] | Non
         for owner, key in doubled:
             where = _place(owner, raw)
             if where is not None:
-                findings.append(SchemaFinding("formatting_error", pointer(*where, key), "the key stands twice"))
+                findings.append(SchemaFinding("formatting_error", join(*where, key), "the key stands twice"))
     if not isinstance(raw, dict):
         findings.append(SchemaFinding("invalid_value", "", f"an object is needed, not {type(raw).__name__}"))
         return None
@@ -189,8 +185,8 @@ def _named_numbers(values: dict[Any, Any], field: str, note: Any) -> dict[str, A
     for key, value in values.items():
         name = _METRIC_ALIASES.get(str(key), str(key))
         if name != key:
-            note(pointer(field, str(key)), f"read as {name}")
-        result[name] = _number(value, pointer(field, name), note)
+            note(join(field, str(key)), f"read as {name}")
+        result[name] = _number(value, join(field, name), note)
     return result
 
 
