@@ -141,18 +141,6 @@ class Search:
             "embedding": HalfVector(embedding),
         }
 
-    def estimated_rows(self) -> tuple[int, int]:
-        """Return how many experiences pass the filter and how many the model has, as the server's statistics have it."""
-        return self._plan_rows(f"AND {self._where}"), self._plan_rows("")
-
-    def _plan_rows(self, condition: str) -> int:
-        self._cursor.execute(
-            f"EXPLAIN (FORMAT JSON) SELECT 1 FROM trajectory_embeddings WHERE embedding_model = %(model)s {condition}",
-            self._parameters,
-        )
-        row = self._cursor.fetchone()
-        return int(row[0][0]["Plan"]["Plan Rows"]) if row else 0
-
     def exact(self) -> list[tuple[Trajectory, float]]:
         """Compare the query with every experience that passes the filter.
 
