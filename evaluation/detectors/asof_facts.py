@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import date, datetime
 from functools import cached_property
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from utils.schema import Filing, MarketSnapshot, NewsItem
 from utils.schema.market import FloatArray
 
 LEVEL_TOLERANCE = 0.01
+MULTIPLE_TOLERANCE = 0.02
+QUARTERS = 4
 CACHED_SNAPSHOTS = 256
 """Decisions in flight at once: all symbols of a session."""
 
@@ -161,6 +164,18 @@ class AsOfFacts:
             self._filings_with[name] = found
         return found
 
+    def multiples(self, name: str) -> list[float]:
+        """Return what a multiple can honestly be: as filed, moved with the price since, or the price over earnings."""
+        found: list[float] = []
+        if self.filed is not None:
+            if (stated := self.filed.value(name)) is not None:
+                found.append(stated)
+            if self.filed.multiple == name and self.filed.multiple_now is not None:
+                found.append(self.filed.multiple_now)
+        if name == "pe_ratio" and self.price:
+            found += price_over_earnings(self.price, [filing.metrics["eps"] for filing in self.filings_with("eps")])
+        return found
+
     def yearly_growth(self, name: str) -> float | None:
         """Return the compound yearly growth of a metric over three years, None where the filings do not reach back."""
         filings = self.filings_with(name)
@@ -226,6 +241,16 @@ class AsOfFacts:
             return self.citable(f"ind:{name}")
         known = self.filed.figures.get(name) if self.filed else None
         return self.citable(known.evidence_id) if known else None
+
+
+def price_over_earnings(price: float, earnings: Sequence[float]) -> list[float]:
+    """Return the P/E ratios that earnings a share, oldest first, allow: of a year, of a quarter times four, of four quarters."""
+    found = []
+    if earnings and earnings[-1] > 0:
+        found += [price / earnings[-1], price / (QUARTERS * earnings[-1])]
+    if len(earnings) >= QUARTERS and sum(earnings[-QUARTERS:]) > 0:
+        found.append(price / sum(earnings[-QUARTERS:]))
+    return found
 
 
 class FactsCache:

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from evaluation.detectors.asof_facts import AsOfFacts, Citable
+from data_pipeline.filing_figures import MULTIPLES
+from evaluation.detectors.asof_facts import MULTIPLE_TOLERANCE, AsOfFacts, Citable
 from evaluation.detectors.case import TOLERANCE, Case, differs, evidence_name
 from utils.schema import Evidence
 
@@ -50,7 +51,7 @@ def cited_evidence(case: Case) -> None:
             _look_ahead(case, i, item, facts.citable(item.id) if facts else None)
         elif facts is None:
             unverified.add("no snapshot")
-        elif (known := facts.citable(item.id) or _named(item, facts)) is not None:
+        elif (known := facts.citable(item.id) or _named(item, facts) or _derived(item, facts)) is not None:
             if item.value == known.value and item.unit == known.unit:
                 _same_time(case, i, item, known)
             else:
@@ -116,6 +117,18 @@ def _named(item: Evidence, facts: AsOfFacts) -> Citable | None:
             if not differs(item.value, filing.metrics[item.id]):
                 return facts.citable(f"{filing.filing_id}:{item.id}") or known
     return known
+
+
+def _derived(item: Evidence, facts: AsOfFacts) -> Citable | None:
+    """Return the fact behind a multiple that was computed of filings and price; the cited value, if it is one it can have."""
+    name = evidence_name(item)
+    if item.kind != "derived" or name not in MULTIPLES or not isinstance(item.value, float):
+        return None
+    possible = facts.multiples(name)
+    if not possible or facts.last_session is None:
+        return None
+    true = any(not differs(item.value, value, MULTIPLE_TOLERANCE) for value in possible)
+    return Citable("derived", item.value if true else possible[0], "ratio", facts.last_session, 1e-9)
 
 
 def _verifiable(item: Evidence, facts: AsOfFacts, symbol: str) -> bool:

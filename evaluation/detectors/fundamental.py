@@ -5,13 +5,11 @@ Figures are held against the filings known at the decision; where there is no sn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from data_pipeline.filing_figures import MAX_PE, MULTIPLES
+from evaluation.detectors.asof_facts import MULTIPLE_TOLERANCE, price_over_earnings
 from evaluation.detectors.case import TOLERANCE, Case, differs, evidence_name, stated_price
 from utils.json_pointer import join
 
-MULTIPLE_TOLERANCE = 0.02
 EARNINGS_TOLERANCE = 0.01
 LEVERAGE_TOLERANCE = 0.05
 MAX_TARGET = 5.0
@@ -24,7 +22,6 @@ HIGH_LEVERAGE, LOW_COVER, GOOD_HEALTH = 2.0, 1.5, 0.7
 LOW_LIQUIDITY = 1.0
 KEY_METRICS = ("pe_ratio", "revenue_growth", "profit_margin", "debt_to_equity")
 EARNINGS = ("eps", "revenue", "net_income")
-QUARTERS = 4
 
 _GROWTH_OF = {"revenue_growth": "revenue", "earnings_growth": "eps", "eps_growth": "eps"}
 _LIQUID_WORDS = ("liquid", "current ratio", "current_ratio", "short-term obligations")
@@ -107,7 +104,7 @@ def valuation_calculation_error(case: Case) -> None:
         value = case.output.key_metrics.get(name)
         if value is None or (name == "pe_ratio" and value < 0):
             continue
-        candidates = list(_multiples(case, name))
+        candidates = _multiples(case, name)
         right = candidates[0] if candidates else None
         if name == "pe_ratio" and value > MAX_PE:
             case.report(
@@ -128,32 +125,19 @@ def valuation_calculation_error(case: Case) -> None:
         _target(case)
 
 
-def _multiples(case: Case, name: str) -> Iterator[float]:
-    """Yield what a multiple can be: as filed, moved with the price since, or price over its part."""
-    metrics, facts = case.output.key_metrics, case.facts
-    if facts and (filed := facts.filed):
-        if (stated := filed.value(name)) is not None:
-            yield stated
-        if filed.multiple == name and filed.multiple_now is not None:
-            yield filed.multiple_now
-    if facts is None:
-        for item in case.output.evidence:
-            if item.kind == "filing" and evidence_name(item) == name and isinstance(item.value, float):
-                yield item.value
-    if name != "pe_ratio":
-        return
-    price = (facts.price if facts else None) or stated_price(case.output)
-    if not price:
-        return
-    earnings = [filing.metrics["eps"] for filing in facts.filings_with("eps")] if facts else []
-    if not earnings and metrics.get("eps"):
-        earnings = [metrics["eps"]]
-    if earnings and earnings[-1] > 0:
-        yield price / earnings[-1]
-        # one quarter's earnings stand for a year by four
-        yield price / (QUARTERS * earnings[-1])
-    if len(earnings) >= QUARTERS and sum(earnings[-QUARTERS:]) > 0:
-        yield price / sum(earnings[-QUARTERS:])
+def _multiples(case: Case, name: str) -> list[float]:
+    """Return what a multiple can be by the snapshot, or, without one, by what the output itself cites."""
+    if case.facts:
+        return case.facts.multiples(name)
+    cited = [
+        item.value
+        for item in case.output.evidence
+        if item.kind == "filing" and evidence_name(item) == name and isinstance(item.value, float)
+    ]
+    price, eps = stated_price(case.output), case.output.key_metrics.get("eps")
+    if name == "pe_ratio" and price and eps:
+        cited += price_over_earnings(price, [eps])
+    return cited
 
 
 def _target(case: Case) -> None:

@@ -172,8 +172,17 @@ def _report(case: Case, finding: SchemaFinding) -> None:
         case.report(
             finding.category, finding.pointer, finding.description, found=found, expected=right, corrected=right
         )
+    elif _is_impossible_target(case, finding, found):
+        text = f"a price target of {shown(found)} is no price"
+        case.report("valuation_calculation_error", finding.pointer, text, found=found, expected="a positive price")
     else:
         case.report(finding.category, finding.pointer, finding.description, found=found, expected=finding.description)
+
+
+def _is_impossible_target(case: Case, finding: SchemaFinding, found: Any) -> bool:
+    """Whether it is a target of zero or less, which has a category of its own."""
+    numeric = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return case.agent_type == "fundamental" and finding.pointer == "/price_target" and numeric and found <= 0
 
 
 def at(tree: Any, parts: list[str]) -> Any:

@@ -287,6 +287,9 @@ DAMAGES: dict[str, Damage] = {
     "a target of nine times the price": Damage(
         "fundamental", {"/price_target": times(9)}, [("valuation_calculation_error", "/price_target")]
     ),
+    "a target below nothing": Damage(
+        "fundamental", {"/price_target": -3.0}, [("valuation_calculation_error", "/price_target")]
+    ),
     "a negative P/E": Damage(
         "fundamental", {"/key_metrics/pe_ratio": -8.0},
         [("financial_ratio_misinterpretation", "/key_metrics/pe_ratio")], repaired=True,

@@ -242,6 +242,21 @@ def test_growth_that_was_filed_is_no_projection() -> None:
     assert found(ENGINE.detect_faults("fundamental", there.outputs["fundamental"], there.truth)) == []
 
 
+def test_a_multiple_that_follows_from_filing_and_price_may_be_cited_and_a_wrong_one_is_inaccurate() -> None:
+    there = world()
+    snapshot = there.truth.snapshot
+    assert snapshot is not None
+    eps = max(snapshot.filings, key=lambda filing: filing.period_end).metrics["eps"]
+    raw = there.raw("fundamental")
+    item = {**raw["evidence"][0], "id": "derived:pe_ratio", "kind": "derived", "unit": "ratio", "source": "filings"}
+    item["event_time"] = item["available_at"] = snapshot.as_of.isoformat()
+    assert snapshot.price is not None
+    for value, expected in ((round(snapshot.price / (4 * eps), 2), []), (900.0, ["data_inaccuracy"])):
+        cited = {**raw, "evidence": [*raw["evidence"], {**item, "value": value}]}
+        report = ENGINE.detect_faults("fundamental", cited, there.truth)
+        assert [error.category for error in report.errors] == expected
+
+
 def test_numbers_with_units_that_stand_somewhere_are_supported() -> None:
     raw = world().raw("fundamental")
     raw["reasoning"] += (
