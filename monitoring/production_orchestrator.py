@@ -21,7 +21,7 @@ from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
-from monitoring.daily_retention import DailyRetention
+from monitoring.daily_upkeep import DailyUpkeep
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
@@ -216,7 +216,7 @@ class ProductionOrchestrator:
         if config.enable_learning_loop:
             load_hyper_parameters(config.learning.base_model)  # its faults are found now, not at the first training
             self._start_learning(library, coordinator, clock, feed)
-        elif config.retention.enabled:
+        elif config.retention.enabled or not library.exact_search:
             self._start_learning_stage(library, lambda at: None, "experience_library")
         if self.pipeline is not None:
             self._start_streaming(self.pipeline)
@@ -332,12 +332,12 @@ class ProductionOrchestrator:
     def _start_learning_stage(
         self, library: ExperienceLibraryPostgres, learn: Callable[[datetime], None], component: str
     ) -> None:
-        """Let a thread learn of every instant, and then remove what is too old by then; without a feed there is none."""
+        """Let a thread learn of every instant, and then look after the library; without a feed there is none."""
         if self.pipeline is None:
             return
-        retention = DailyRetention(library, self.config.retention)
-        stage = Stage("learning", retention.after(learn), lambda: None, library.revive, self._state_setter(component))
-        retention.stopped = stage.thread.heartbeat.stop.is_set
+        upkeep = DailyUpkeep(library, self.config.retention)
+        stage = Stage("learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component))
+        upkeep.stopped = stage.thread.heartbeat.stop.is_set
         stage.start()
         self._learning = self.pipeline.learning = stage
 

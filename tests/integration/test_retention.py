@@ -25,7 +25,7 @@ from data_pipeline.library.evaluations import Evaluation
 from data_pipeline.library.retention import CHILDREN, RetentionPolicy, RetentionReport
 from judge.reward_calculator import BASE_RATE_WINDOW, CONSISTENCY_WINDOW, RewardCalculator
 from monitoring import recovery
-from monitoring.daily_retention import DailyRetention
+from monitoring.daily_upkeep import DailyUpkeep
 from orchestration.execution.outcomes import OutcomeTracker
 from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
@@ -649,8 +649,14 @@ def test_writers_and_readers_go_on_while_it_removes(library) -> None:
 class Counting:
     """Stands for a library whose database is away the first time it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact_search: bool = True) -> None:
         self.asked: list[datetime] = []
+        self.maintained = 0
+        self.exact_search = exact_search
+
+    def maintain(self) -> bool:
+        self.maintained += 1
+        return True
 
     def apply_retention(self, policy: RetentionPolicy, *, as_of: datetime, stopped: Any) -> RetentionReport:
         self.asked.append(as_of)
@@ -661,7 +667,7 @@ class Counting:
 
 def test_the_daemon_removes_once_a_day_and_does_a_day_again_that_failed_or_was_cut_off() -> None:
     library = Counting()
-    daily = DailyRetention(library, RetentionSettings(enabled=True))  # type: ignore[arg-type]
+    daily = DailyUpkeep(library, RetentionSettings(enabled=True))  # type: ignore[arg-type]
     with pytest.raises(LibraryUnavailable):
         daily.check(T0)
     daily.stopped = lambda: True
@@ -675,13 +681,22 @@ def test_the_daemon_removes_once_a_day_and_does_a_day_again_that_failed_or_was_c
 def test_a_daemon_that_is_not_asked_to_removes_nothing() -> None:
     library = Counting()
     learnt: list[datetime] = []
-    DailyRetention(library, RetentionSettings()).after(learnt.append)(T0)  # type: ignore[arg-type]
+    DailyUpkeep(library, RetentionSettings()).after(learnt.append)(T0)  # type: ignore[arg-type]
     assert (library.asked, learnt) == ([], [T0])
+
+
+def test_the_daemon_looks_after_the_index_once_a_day_but_never_in_a_replay() -> None:
+    live, replayed = Counting(exact_search=False), Counting()
+    for library in (live, replayed):
+        daily = DailyUpkeep(library, RetentionSettings())  # type: ignore[arg-type]
+        for hours in (0, 1, 3, 4):
+            daily.check(T0 + timedelta(hours=hours))
+    assert (live.maintained, replayed.maintained) == (2, 0)
 
 
 def test_the_daemon_says_in_one_line_what_it_removed(library, caplog) -> None:
     store(library, matured(0), matured(1), decided(2, abstained=True), matured(119))
-    daily = DailyRetention(library, RetentionSettings(enabled=True, max_age_days=120))
+    daily = DailyUpkeep(library, RetentionSettings(enabled=True, max_age_days=120))
     with caplog.at_level("INFO"):
         daily.check(T0 + timedelta(days=125))
     assert caplog.messages == ["retention of 2014-10-05: removed 3 experiences (1 by abstention, 2 by age)"]

@@ -1,7 +1,8 @@
-"""Retention in the daemon: once a day of its Clock, on the learning thread, after what is learnt of that day.
+"""Upkeep of the library by the daemon: once a day of its Clock, on the learning thread, after what is learnt of that day.
 
-Built by the orchestrator where the configuration asks for it. In a replay the next instant waits for it as for the
-learning, so that a removal happens at the same place of every repetition; live it happens beside the decisions.
+Retention where the configuration asks for it, and the vector index once it pays. In a replay the next instant waits for
+it as for the learning, so that a removal happens at the same place of every repetition, and no index is built, for
+nothing there may depend on one; live it happens beside the decisions.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from utils.logs import logger
 from utils.settings import RetentionSettings
 
 
-class DailyRetention:
-    """Applies the configured policy to the library's own run.
+class DailyUpkeep:
+    """Applies the configured retention to the library's own run, and builds its index.
 
     Parameters
     ----------
     library : ExperienceLibraryPostgres
     settings : RetentionSettings
-        Where it is not enabled, `check` does nothing.
+        Where it is not enabled, nothing is removed.
     """
 
     def __init__(self, library: ExperienceLibraryPostgres, settings: RetentionSettings) -> None:
@@ -43,7 +44,7 @@ class DailyRetention:
         return both
 
     def check(self, at: datetime) -> None:
-        """Remove what is old enough as of an instant, at the first instant of each UTC day.
+        """Remove what is old enough as of an instant, then index what is left, at the first instant of each UTC day.
 
         A start, or a failure in the middle, does the day again: what is gone is not there to be removed twice.
 
@@ -53,12 +54,19 @@ class DailyRetention:
             If the database is away; the day is not done then.
         """
         day = ensure_utc(at).date()
-        if not self._enabled or day == self._done:
+        if day == self._done:
             return
+        if self._enabled and not self._retain(day, at):
+            return
+        if not self._library.exact_search and self._library.maintain():
+            logger.info("the experience library has a vector index from now on")
+        self._done = day
+
+    def _retain(self, day: date, at: datetime) -> bool:
+        """Apply the policy; return whether it came to its end."""
         report = self._library.apply_retention(self._policy, as_of=at, stopped=self.stopped)
         if report.removed:
             counts = ", ".join(f"{number} by {reason}" for reason, number in sorted(report.removed.items()))
             ending = "" if report.finished else "; stopped before the end, the next start goes on"
             logger.info("retention of %s: removed %d experiences (%s)%s", day, report.removed.total(), counts, ending)
-        if report.finished:
-            self._done = day
+        return report.finished
