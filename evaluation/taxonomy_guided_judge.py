@@ -97,8 +97,10 @@ class TaxonomyGuidedJudge:
         except ProviderError as error:
             return _unchecked(report, asked, f"the language model did not answer: {error}")
         found, rejected = _verified(answer.content, asked, document, report)
-        remaining = {name: why for name, why in report.not_checked.items() if name not in {r.id for r in asked}}
-        remaining |= {name: f"the language model's finding was not accepted: {why}" for name, why in rejected.items()}
+        judged = {record.id for record in asked if record.decided_by == "judge"}
+        remaining = {name: why for name, why in report.not_checked.items() if name not in judged}
+        refused = {name: f"the language model's finding was not accepted: {why}" for name, why in rejected.items()}
+        remaining = _joined(remaining, refused)
         return report_of(agent_type, (*report.errors, *found), report.timestamp, remaining)
 
     def generate_sft_feedback(self, report: ErrorReport) -> str:
@@ -270,4 +272,13 @@ def _text(value: Any) -> str:
 
 
 def _unchecked(report: ErrorReport, asked: Iterable[CategoryRecord], reason: str) -> ErrorReport:
-    return replace(report, not_checked={**report.not_checked, **{record.id: reason for record in asked}})
+    """Note what only a model would have decided; what code says of its own part stays."""
+    judged = {record.id for record in asked if record.decided_by == "judge"}
+    known = {name: why for name, why in report.not_checked.items() if name not in judged}
+    unasked = {r.id: reason if r.decided_by == "judge" else f"beyond what code decides, {reason}" for r in asked}
+    return replace(report, not_checked=_joined(known, unasked))
+
+
+def _joined(known: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Return reasons by category, both where there are two."""
+    return {**known, **{name: f"{known[name]}; {why}" if name in known else why for name, why in more.items()}}

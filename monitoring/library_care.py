@@ -39,8 +39,9 @@ class LibraryCare:
         self._away = False
 
     def count(self) -> None:
-        """Count anew, at most every ten seconds."""
-        if time.monotonic() - self._counted_at < _COUNT_EVERY_S:
+        """Count anew, at most every ten seconds, and not while a spool waits: to read would be to drain it to its end."""
+        spool = self.library.spool
+        if time.monotonic() - self._counted_at < _COUNT_EVERY_S or (spool is not None and spool.operations):
             return
         try:
             self.size, self.dead_letters = self.library.count_trajectories(), self.library.count_dead_letters()

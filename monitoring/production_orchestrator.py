@@ -84,6 +84,7 @@ class ProductionOrchestrator:
         self.finished = threading.Event()
         self.failed = threading.Event()
         self._states: dict[str, str] = {}
+        self._reported: dict[str, dict[str, str]] = {}  # by component, what each that speaks for it says
         self._started_at: datetime | None = None
         self._lifecycle = threading.RLock()
         self._state_lock = threading.Lock()
@@ -260,20 +261,13 @@ class ProductionOrchestrator:
         def open_feed() -> MarketFeed:
             return opened.pop() if opened else build_feed(self.config, self._telemetry)
 
-        pipeline = DecisionPipeline(
-            self.config, library.run_id, library, coordinator, clock, self._telemetry, open_feed, self._on_end
+        run_id = library.run_id
+        pipeline = self.pipeline = DecisionPipeline(
+            self.config, run_id, library, coordinator, clock, self._telemetry, open_feed, self._on_end
         )
-        self.pipeline = pipeline
-        judging = Judging(
-            consensus, library, library.run_id, lambda scores: pipeline.tracker.graded(scores), self._telemetry
-        )
-        self._judging = Stage(
-            "judging",
-            judging.process,
-            lambda: judging.process(judging.backlog()),
-            library.revive,
-            self._state_setter("judge"),
-        )
+        judging = Judging(consensus, library, run_id, lambda found: pipeline.tracker.graded(found), self._telemetry)
+        on_state, catch_up = self._state_setter("judge"), lambda: judging.process(judging.backlog())
+        self._judging = Stage("judging", judging.process, catch_up, library.revive, on_state)
         pipeline.judging = self._judging
         pipeline.judging_backlog = judging.backlog
         pipeline.on_prepared = self._on_prepared
@@ -281,7 +275,7 @@ class ProductionOrchestrator:
         self._register("outcome_tracker", pipeline.tracker)
         self._judging.start()
         if not library.embedder.inline:
-            on_state = self._state_setter("experience_library")
+            on_state = self._state_setter("experience_library", "embedding")
             self._embedding = pipeline.embedding = embedding_stage(library, self.config.embeddings.batch, on_state)
             self._embedding.start()
 
@@ -336,7 +330,9 @@ class ProductionOrchestrator:
         if self.pipeline is None:
             return
         upkeep = DailyUpkeep(library, self.config.retention)
-        stage = Stage("learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component))
+        stage = Stage(
+            "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning")
+        )
         upkeep.stopped = stage.thread.heartbeat.stop.is_set
         stage.start()
         self._learning = self.pipeline.learning = stage
@@ -350,15 +346,18 @@ class ProductionOrchestrator:
         self.components[name] = component
         self._set_state(name, "running")
 
-    def _state_setter(self, name: str) -> Callable[[str], None]:
-        return lambda state: self._set_state(name, state)
+    def _state_setter(self, name: str, speaker: str = "") -> Callable[[str], None]:
+        return lambda state: self._set_state(name, state, speaker)
 
-    def _set_state(self, name: str, state: str) -> None:
+    def _set_state(self, name: str, state: str, speaker: str = "") -> None:
         with self._state_lock:
-            self._states[name] = state
+            said = self._reported.setdefault(name, {})
+            said[speaker] = state
+            ill = (s for word in ("failed", "degraded") for s in said.values() if s.startswith(word))
+            self._states[name] = next(ill, said.get("", state))
             if self.status in ("running", "degraded"):
-                ill = any(value.startswith(("degraded", "failed")) for value in self._states.values())
-                self.status = "degraded" if ill else "running"
+                unwell = any(value.startswith(("degraded", "failed")) for value in self._states.values())
+                self.status = "degraded" if unwell else "running"
         if state.startswith("failed"):
             self.status = f"failed: {name}: {state.removeprefix('failed: ')}"
             self.failed.set()

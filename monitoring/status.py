@@ -109,7 +109,7 @@ def _findings(pipeline: DecisionPipeline) -> dict[str, Any]:
         "total": found.total(),
         "by_category": {category: number for (category, _), number in found.most_common()},
         "by_severity": dict(by_severity),
-        "recent": [dict(finding) for finding in pipeline.progress.recent_findings],
+        "recent": [dict(finding) for finding in list(pipeline.progress.recent_findings)],
     }
 
 

@@ -93,6 +93,8 @@ def render(summary: dict[str, Any]) -> str:
         f"  outcomes     {s['outcomes']:,} settled, {s['pending_outcomes']:,} pending; graded {s['evaluations']:,}, mean score {_number(s['mean_score'], 1)}",
         f"  trading      {s['fills']:,} fills, {s['risk_clamps']:,} clamps, {s['risk_rejections']:,} rejections, costs {s['costs_usd']:,.2f} USD",
     ]
+    found = ", ".join(f"{count:,} {category}" for category, count in sorted(s["findings"].items()))
+    lines.append(f"  errors       {found or 'none found in the outputs'}")
     lines += _performance_lines(s["performance"]) if s["performance"] else ["  portfolio    too short a run to measure"]
     for t in s["trainings"]:
         lines += _training_lines(t)

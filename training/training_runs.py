@@ -85,6 +85,24 @@ def end(
     )
 
 
+def record_failure(
+    cursor: psycopg.Cursor[Any],
+    training_run_id: uuid.UUID,
+    run_id: str,
+    agent_type: str,
+    kind: str,
+    at: datetime,
+    error: str,
+) -> None:
+    """Record a run that failed, also one that failed before it was recorded as begun: retries wait by what is recorded."""
+    cursor.execute(
+        "INSERT INTO training_runs (training_run_id, run_id, agent_type, kind, state, started_at, ended_at, error) "
+        "VALUES (%s, %s, %s, %s, 'failed', %s, %s, %s) ON CONFLICT (training_run_id) "
+        "DO UPDATE SET state = 'failed', ended_at = excluded.ended_at, error = excluded.error",
+        (training_run_id, run_id, agent_type, kind, at, at, error),
+    )
+
+
 def register_dataset(
     cursor: psycopg.Cursor[Any],
     dataset_id: str,

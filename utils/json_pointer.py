@@ -27,8 +27,21 @@ ABSENT: Final = _Absent()
 
 
 def tokens(pointer: str) -> list[str]:
-    """Return the unescaped tokens of a pointer; the empty pointer, the whole document, has none."""
+    """Return the unescaped tokens of a pointer; the empty pointer, the whole document, has none.
+
+    Raises
+    ------
+    ValueError
+        If it neither is empty nor begins with a slash.
+    """
+    if pointer and not pointer.startswith("/"):
+        raise ValueError(f"{pointer!r} is no JSON pointer: it must begin with a slash")
     return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+
+
+def is_index(token: str) -> bool:
+    """Return whether a token is a position in a list."""
+    return token.isascii() and token.isdecimal()
 
 
 def join(*steps: str | int) -> str:
@@ -37,11 +50,13 @@ def join(*steps: str | int) -> str:
 
 
 def get(document: Any, pointer: str) -> Any:
-    """Return what stands at a pointer, `ABSENT` where nothing does."""
+    """Return what stands at a pointer, `ABSENT` where nothing does or where it is none."""
+    if pointer and not pointer.startswith("/"):
+        return ABSENT
     for part in tokens(pointer):
         if isinstance(document, dict):
             document = document.get(part, ABSENT)
-        elif isinstance(document, list) and part.isdigit() and int(part) < len(document):
+        elif isinstance(document, list) and is_index(part) and int(part) < len(document):
             document = document[int(part)]
         else:
             return ABSENT

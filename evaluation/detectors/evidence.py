@@ -153,7 +153,7 @@ def _same(case: Case, i: int, item: Evidence, known: Citable, facts: AsOfFacts) 
         )  # fmt: skip
     value = item.value
     if isinstance(known.value, str) or isinstance(value, str):
-        if not (isinstance(known.value, str) and isinstance(value, str) and _quotes(value, known.value)):
+        if not (isinstance(known.value, str) and isinstance(value, str) and quotes(value, known.value)):
             case.report(
                 "data_inaccuracy", f"{at}/value", f"{item.id!r} does not say what is cited",
                 found=value, expected=known.value, corrected=known.value,
@@ -220,7 +220,7 @@ def _cause(item: Evidence, value: float, known: Citable, facts: AsOfFacts) -> st
     return None
 
 
-def _quotes(quoted: str, text: str) -> bool:
+def quotes(quoted: str, text: str) -> bool:
     """Return whether a quotation stands in a text, whatever the case, the blanks and an ellipsis at its end."""
     if quoted in text:
         return True

@@ -12,7 +12,7 @@ from typing import Any
 from data_pipeline.rounding import figure
 from data_pipeline.sentiment import score_text
 from evaluation.detectors.case import Case, letters
-from evaluation.detectors.evidence import ARTICLE_KINDS, CLOCK_SLACK, jaccard
+from evaluation.detectors.evidence import ARTICLE_KINDS, CLOCK_SLACK, jaccard, quotes
 from utils.schema import Evidence, KeyEvent
 
 LEAST_LETTERS = 50
@@ -109,7 +109,7 @@ def news_hallucination(case: Case) -> None:
                 "news_hallucination", f"/key_events/{i}/evidence_id", f"no known article has the id {event.evidence_id!r}",
                 found=event.evidence_id, expected="the id of a known article", headline=event.headline,
             )  # fmt: skip
-        elif text and jaccard(event.headline, text) < LEAST_JACCARD and event.headline not in text:
+        elif text and jaccard(event.headline, text) < LEAST_JACCARD and not quotes(event.headline, text):
             case.report(
                 "news_hallucination", f"/key_events/{i}/headline", "the cited article tells something else",
                 found=event.headline, expected=text, corrected=text,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from evaluation.detectors.asof_facts import AsOfFacts
 from evaluation.detectors.case import Case, shown
 from evaluation.ground_truth import GroundTruth
-from utils.json_pointer import tokens
+from utils.json_pointer import is_index, tokens
 from utils.schema import OUTPUT_MODELS, AgentOutput
 from utils.schema.parsing import CONTROL_CHARACTERS, SchemaFinding, coerce_object, load_object, parse_output
 
@@ -67,6 +67,7 @@ def read_output(agent_type: str, given: Any, truth: GroundTruth, facts: AsOfFact
     """
     if type(given) is OUTPUT_MODELS[agent_type] and _is_valid(given):
         case = Case(agent_type, given, truth, facts)
+        _of_its_snapshot(case)
         _texts(case)
         return case
     findings: list[SchemaFinding] = []
@@ -87,8 +88,29 @@ def read_output(agent_type: str, given: Any, truth: GroundTruth, facts: AsOfFact
     for finding in findings:
         _report(case, finding)
     if case.output is not None:
+        _of_its_snapshot(case)
         _texts(case)
     return case
+
+
+def _of_its_snapshot(case: Case) -> None:
+    """Report an output that claims another time or symbol than its snapshot's, and examine it as of the snapshot.
+
+    Otherwise an output could make the future its past by stating a later time.
+    """
+    snapshot = case.truth.snapshot
+    if snapshot is None:
+        return
+    right: dict[str, Any] = {"as_of": snapshot.as_of, "symbol": snapshot.symbol}
+    wrong = {name: value for name, value in right.items() if getattr(case.output, name) != value}
+    for name, value in wrong.items():
+        stated = getattr(case.output, name)
+        if name not in case.broken:
+            text = f"{name} is {shown(value)}, not {shown(stated)}"
+            corrected = value.isoformat() if isinstance(value, datetime) else value
+            case.report("invalid_value", f"/{name}", text, found=stated, expected=value, corrected=corrected)
+    if wrong:
+        case.output = case.output.model_copy(update=wrong)
 
 
 def report_absent(case: Case) -> None:
@@ -191,7 +213,7 @@ def at(tree: Any, parts: list[str]) -> Any:
         if isinstance(tree, dict):
             tree = tree.get(key)
         elif isinstance(tree, (list, tuple)):
-            tree = tree[int(key)] if key.isdecimal() and int(key) < len(tree) else None
+            tree = tree[int(key)] if is_index(key) and int(key) < len(tree) else None
         else:
             tree = getattr(tree, key, None)
     return tree

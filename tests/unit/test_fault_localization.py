@@ -501,3 +501,31 @@ def test_an_output_that_is_damaged_anywhere_is_answered_and_every_pointer_is_one
     assert {error.category for error in report.errors} <= set(CATALOGUE)
     again = ENGINE.detect_faults(agent, given_value, world().truth if informed else None)
     assert found(again) == found(report)
+
+
+def test_a_headline_cut_from_a_long_article_of_several_lines_is_no_hallucination() -> None:
+    text = (
+        "Apple beats estimates\nas iPhone sales rise to a record. " + "More words follow on services and margins. " * 50
+    )
+    snapshot = make_snapshot(make_bars(seed=49), news=[make_news(text, 2.0, tickers=("AAPL",))])
+    there = build_world(snapshot)
+    assert there.outputs["news"].abstained is False
+    assert found(ENGINE.detect_faults("news", there.outputs["news"], there.truth)) == []
+
+
+@pytest.mark.parametrize("agent", ["news", "technical", "fundamental", "strategist"])
+def test_an_output_cannot_make_the_future_its_past_by_stating_a_later_time(agent: str) -> None:
+    raw = world().raw(agent)
+    tomorrow = later(days=1)
+    raw["as_of"] = later(days=2)
+    raw["evidence"] = [{**raw["evidence"][0], "available_at": tomorrow}, *raw["evidence"][1:]]
+    report = ENGINE.detect_faults(agent, raw, world().truth)
+    assert ("invalid_value", "/as_of") in found(report)
+    assert ("hallucination", "/evidence/0/available_at") in found(report)
+
+
+@pytest.mark.parametrize("agent", ["news", "technical", "fundamental", "strategist"])
+def test_an_output_on_another_symbol_than_its_snapshot_is_wrong_in_that_field_alone(agent: str) -> None:
+    report = ENGINE.detect_faults(agent, {**world().raw(agent), "symbol": "XOM"}, world().truth)
+    assert found(report) == [("invalid_value", "/symbol")]
+    assert report.errors[0].corrected == "AAPL"

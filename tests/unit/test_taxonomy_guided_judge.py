@@ -11,6 +11,7 @@ from market_factory import make_request, make_snapshot
 
 from agents.policies.rules.strategist import RulesStrategist
 from agents.policies.rules.technical import RulesTechnical
+from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from evaluation.taxonomy_guided_judge import NEEDS_MODEL, TaxonomyGuidedJudge, judged_categories
 from utils.errors import ProviderError
@@ -53,7 +54,8 @@ FIRST_WORDS = TECHNICAL.reasoning[:20]
 def test_without_a_model_what_only_a_model_decides_is_said_to_be_unchecked() -> None:
     report = TaxonomyGuidedJudge().evaluate("technical", TECHNICAL, TRUTH)
     assert report.errors == ()
-    assert {report.not_checked[record.id] for record in judged_categories("technical")} == {NEEDS_MODEL}
+    assert report.not_checked["logical_fallacy"] == NEEDS_MODEL
+    assert all(NEEDS_MODEL in report.not_checked[record.id] for record in judged_categories("technical"))
 
 
 def test_a_verified_finding_of_the_model_is_reported_with_place_severity_and_quote() -> None:
@@ -69,7 +71,13 @@ def test_a_verified_finding_of_the_model_is_reported_with_place_severity_and_quo
 def test_a_model_that_finds_nothing_leaves_a_clean_report_with_everything_checked() -> None:
     report = TaxonomyGuidedJudge(Scripted()).evaluate("technical", TECHNICAL, TRUTH)
     assert report.errors == ()
-    assert not {record.id for record in judged_categories("technical")} & report.not_checked.keys()
+    alone = FaultLocalizationEngine().detect_faults("technical", TECHNICAL, TRUTH).not_checked
+    assert report.not_checked == {name: why for name, why in alone.items() if name != "logical_fallacy"}
+
+
+def test_what_code_could_not_check_stays_unchecked_whatever_the_model_says() -> None:
+    report = TaxonomyGuidedJudge(Scripted()).evaluate("technical", TECHNICAL)
+    assert "no snapshot" in report.not_checked["hallucination"]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +87,8 @@ def test_a_model_that_finds_nothing_leaves_a_clean_report_with_everything_checke
         (_finding(""), "quote"),
         (_finding(FIRST_WORDS, location="/no_such_field"), "no field"),
         (_finding(FIRST_WORDS, location=""), "no field"),
+        (_finding(FIRST_WORDS, location="reasoning"), "no field"),
+        (_finding(FIRST_WORDS, location="/patterns/\u00b2"), "no field"),
         ({"category": "logical_fallacy"}, "no field"),
     ],
 )

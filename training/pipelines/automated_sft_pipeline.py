@@ -224,7 +224,8 @@ class AutomatedSFTPipeline:
         )
         selection = synthesis.select(self.config.agent_type, market_regime, as_of=train_end)
         if not selection.chosen:
-            raise TrainingFailed("there is no success to learn from in the training period")
+            faulty = f"; {selection.faulty} were left out for errors in them" if selection.faulty else ""
+            raise TrainingFailed(f"there is no success to learn from in the training period{faulty}")
         return synthesis.save_sft_dataset(synthesis.examples(selection), self.config.data_dir / "datasets")
 
     def _write_job(
@@ -319,7 +320,9 @@ class AutomatedSFTPipeline:
         logger.error("training of the %s agent failed: %s", self.config.agent_type, error)
         self._telemetry.count("training_runs_total", agent_type=self.config.agent_type, training_type="sft")
         with self._library.connection() as connection, connection.cursor() as cursor:
-            training_runs.end(cursor, identity, "failed", at, error=error[:2000])
+            training_runs.record_failure(
+                cursor, identity, self._library.run_id, self.config.agent_type, "sft", at, error[:2000]
+            )
 
 
 def _calls(holdout: Sequence[Trajectory], predictions: Path | None) -> dict[str, Call]:

@@ -185,7 +185,10 @@ def _named_numbers(values: dict[Any, Any], field: str, note: Any) -> dict[str, A
     for key, value in values.items():
         name = _METRIC_ALIASES.get(str(key), str(key))
         if name != key:
-            note(join(field, str(key)), f"read as {name}")
+            taken = name in values
+            note(join(field, str(key)), f"left out: {name} is given as well" if taken else f"read as {name}")
+            if taken:
+                continue
         result[name] = _number(value, join(field, name), note)
     return result
 
