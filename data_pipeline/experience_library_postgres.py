@@ -31,7 +31,7 @@ from data_pipeline.library.pool import Connection
 from data_pipeline.library.search_plan import SearchPlanner
 from data_pipeline.library.similarity import Search, SearchFilter
 from data_pipeline.library.spooled_database import SpooledDatabase, SpoolStatus
-from data_pipeline.library.trajectories import Trajectory, check_embedding
+from data_pipeline.library.trajectories import Trajectory, check_embedding, has_direction
 from data_pipeline.library.upkeep import LibraryUpkeep
 from utils.clock import ensure_utc
 from utils.errors import LibraryUnavailable
@@ -320,8 +320,10 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         """
         check_embedding(query_embedding)
         embedding = np.asarray(query_embedding, dtype=np.float32)
-        if not embedding.any():
-            raise ValueError("query_embedding has no direction: all its values are zero, nothing is similar to it")
+        if not has_direction(embedding):
+            raise ValueError(
+                "query_embedding has no direction: all its values are zero in half precision, nothing is similar to it"
+            )
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         if min_reward is not None and math.isnan(min_reward):
@@ -432,7 +434,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
     def ping(self) -> float:
         """Return the seconds that the database takes to answer; raises LibraryUnavailable if it does not."""
         started = time.perf_counter()
-        with self.database.connection() as connection:
+        with self.database.undrained() as connection:
             connection.execute("SELECT 1")
         return time.perf_counter() - started
 

@@ -77,6 +77,7 @@ class ExperienceMemory:
             patiently("the search for experiences", search, self.stop, self._library.revive)
         else:
             try:
+                self._refuse_to_drain()
                 search()
                 self._away = False
             except LibraryUnavailable as error:
@@ -86,6 +87,12 @@ class ExperienceMemory:
         self._telemetry.observe("retrieval_seconds", time.perf_counter() - started)
         self._telemetry.count("experiences_retrieved_total", len(found), agent_type=agent_type)
         return tuple(found)
+
+    def _refuse_to_drain(self) -> None:
+        """Raise LibraryUnavailable while writes wait: to search would be to apply them first, however many there are."""
+        spool = self._library.spool
+        if spool is not None and spool.operations:
+            raise LibraryUnavailable(f"{spool.operations} writes still wait for the database")
 
     def _search(self, agent_type: str, state: Mapping[str, Any], as_of: datetime) -> list[PastExperience]:
         query = self._library.embed(state)

@@ -17,12 +17,13 @@ from pgvector import HalfVector
 
 from data_pipeline.embeddings import Embedder, Vector
 from data_pipeline.library.pool import Connection
+from data_pipeline.library.trajectories import has_direction
 
 _NO_DIRECTION = "#no-direction"
 """Ends the model's name in the row of a zero vector: no search compares rows of that name, and none is tried again."""
 
 _MISSING = """
-    NOT t.abstained AND (%(run_ids)s::text[] IS NULL OR t.run_id = ANY(%(run_ids)s)) AND NOT EXISTS (
+    NOT t.abstained AND NOT t.shadow AND (%(run_ids)s::text[] IS NULL OR t.run_id = ANY(%(run_ids)s)) AND NOT EXISTS (
         SELECT FROM trajectory_embeddings e WHERE e.trajectory_id = t.trajectory_id AND e.embedding_model = ANY(%(models)s)
     )
 """
@@ -98,7 +99,11 @@ def store(cursor: psycopg.Cursor[Any], model: str, trajectory_ids: Sequence[str]
     cursor.executemany(
         _STORE,
         [
-            (model if vector.any() else model + _NO_DIRECTION, HalfVector(np.asarray(vector, np.float32)), identity)
+            (
+                model if has_direction(vector) else model + _NO_DIRECTION,
+                HalfVector(np.asarray(vector, np.float32)),
+                identity,
+            )
             for identity, vector in zip(trajectory_ids, vectors, strict=True)
         ],
     )

@@ -31,6 +31,14 @@ _RETAKE_PATIENCE_S = 1.0
 _OWN_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END_SESSION = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
 
+_NETWORK: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""A network that swallows packets is noticed within half a minute, not after the hours that the system's defaults allow."""
+
 MINIMUM_SERVER = 150_000
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -52,14 +60,14 @@ class Database:
     """
 
     def __init__(self, dsn: str, pool_size: int = 8) -> None:
-        self._dsn = dsn
+        self.place = _place(dsn)
+        self._dsn = psycopg.conninfo.make_conninfo(dsn, **{**_NETWORK, **psycopg.conninfo.conninfo_to_dict(dsn)})
         self._lock_guard = threading.Lock()
         self._lock_connection: Connection | None = None
         self._lock_session: tuple[Any, ...] | None = None  # pid and start of the session, once this is the orchestrator
-        self.place = _place(dsn)
         self._prepare_schema()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
-            dsn,
+            self._dsn,
             min_size=1,
             max_size=pool_size,
             timeout=3.0,
@@ -106,7 +114,7 @@ class Database:
         try:
             with self._pool.connection() as connection:
                 yield connection
-        except (PoolTimeout, psycopg.OperationalError) as error:
+        except (PoolTimeout, psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
             raise unavailable(self.place, error) from error
 
     def open_session(self, timeout_s: int) -> Connection:
@@ -203,7 +211,7 @@ class Database:
 
     def _locked(self, patience_s: float) -> Connection:
         """Return a session of its own that holds the lock; an earlier one that the network cut off from us is ended."""
-        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, keepalives_idle=30)
+        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
         try:
             deadline = time.monotonic() + patience_s
             while True:

@@ -30,7 +30,7 @@ _FILTERS = ", ".join(_COLUMNS[:-1])
 def embedding_rows(batch: Sequence[Trajectory], model: str) -> list[tuple[Any, ...]]:
     """Return the rows of trajectories' embeddings, with the copies of the columns that searches filter by.
 
-    One without an embedding has no row, nor has an abstention, nor one that is zero in half precision: its similarity to
+    One without an embedding has no row, nor has an abstention or a shadow opinion, nor one that is zero in half precision: its similarity to
     anything is undefined.
 
     Raises
@@ -49,7 +49,7 @@ def embedding_rows(batch: Sequence[Trajectory], model: str) -> list[tuple[Any, .
             t.matured_at, HalfVector(half),
         )
         for t, half in zip(given, halves, strict=True)
-        if not t.abstained and half.any()
+        if not t.abstained and not t.shadow and half.any()
     ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from utils.artifacts import write_atomically
 from utils.errors import ComponentStartError, LibraryUnavailable
 from utils.ids import uuid7
 from utils.logs import logger
@@ -116,6 +117,24 @@ class Spool:
                     header = os.pread(segment.fd, _HEADER.size, segment.applied)
                     return Record(uuid.UUID(bytes=header[4:20]), b"").appended_at
         return None
+
+    def belong_to(self, identity: str, place: str) -> None:
+        """Note the database that the operations are for.
+
+        Raises
+        ------
+        ComponentStartError
+            If operations wait that are for another one: there they would be refused, and be lost to their own.
+        """
+        note = self.directory / "database"
+        known, known_place = (*note.read_text(encoding="utf-8").split("\n"), "", "")[:2] if note.exists() else ("", "")
+        if known and known != identity and self.operations:
+            raise ComponentStartError(
+                f"{self.operations} operations wait in the spool {self.directory} for the database at {known_place}, and {place} is "
+                "another one; start once with the former so that they are applied, or give this one its own --data_dir"
+            )
+        if known != identity:
+            write_atomically(note, f"{identity}\n{place}\n")
 
     @property
     def quarantined(self) -> list[Path]:
@@ -252,6 +271,7 @@ class Spool:
         except OSError:
             self._tail = None
             os.ftruncate(segment.fd, segment.size)
+            self._tail = segment  # whole again: a full disk must not cost a file and a descriptor each time it is asked
             raise
         segment.size += len(record)
         segment.operations += 1

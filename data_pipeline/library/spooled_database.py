@@ -25,7 +25,7 @@ from data_pipeline.library.operations import Operation
 from data_pipeline.library.outage import Outage
 from data_pipeline.library.pool import Connection, Database, unavailable
 from data_pipeline.library.spool import LIMIT_BYTES, Record, Spool
-from utils.errors import LibraryConflict, LibraryUnavailable
+from utils.errors import ComponentStartError, LibraryConflict, LibraryUnavailable
 from utils.logs import logger
 
 _BATCH = 64
@@ -64,9 +64,19 @@ class SpooledDatabase(Database):
         Raises
         ------
         ComponentStartError
-            If another process owns the directory.
+            If another process owns the directory, or what waits in it is for another database.
+        LibraryUnavailable
+            If the database does not say which one it is.
         """
+        with super().connection() as connection:
+            row = connection.execute("SELECT id::text FROM library_identity").fetchone()
         self._spool = Spool(directory, limit_bytes)
+        try:
+            self._spool.belong_to(str(row[0]) if row else "", self.place)
+        except ComponentStartError:
+            self._spool.close()
+            self._spool = None
+            raise
         if self._spool.operations:
             logger.info("the spool %s holds %d operations of before", directory, self._spool.operations)
         with contextlib.suppress(LibraryUnavailable):
@@ -102,6 +112,12 @@ class SpooledDatabase(Database):
         except LibraryUnavailable as error:
             self._note_outage(error)
             raise
+
+    @contextlib.contextmanager
+    def undrained(self) -> Iterator[Connection]:
+        """Lend a connection that need not see what waits in the spool, and so never waits for it."""
+        with super().connection() as connection:
+            yield connection
 
     def write(self, operation: Operation) -> int:
         """Apply an operation, or spool it while the database is away or something waits before it; returns its result.

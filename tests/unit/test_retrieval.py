@@ -14,6 +14,7 @@ from agents.policies.base import PastExperience
 from agents.policies.rules.strategist import RulesStrategist
 from agents.policies.rules.technical import RulesTechnical
 from data_pipeline.embeddings import FeatureHashingEmbedder
+from data_pipeline.library.spooled_database import SpoolStatus
 from data_pipeline.library.trajectories import Trajectory
 from orchestration.retrieval import ExperienceMemory, state_before_decision
 from utils.errors import LibraryUnavailable
@@ -26,7 +27,8 @@ REGIME = DETECTOR.detect_regime(SNAPSHOT.inputs)
 class Library:
     """The part of the library that a memory asks; `faults` are raised first, one a search."""
 
-    def __init__(self, faults: Sequence[Exception] = ()) -> None:
+    def __init__(self, faults: Sequence[Exception] = (), waiting: int = 0) -> None:
+        self.spool = SpoolStatus(0, waiting, None, 0)
         self.asked: list[dict[str, Any]] = []
         self.revived = 0
         self._faults = list(faults)
@@ -85,6 +87,12 @@ def test_live_decisions_go_on_without_experiences_while_the_database_is_away() -
     assert memory.recall("news", SNAPSHOT, REGIME) == ()
     assert memory.recall("news", SNAPSHOT, REGIME) == ()
     assert len(memory.recall("news", SNAPSHOT, REGIME)) == 1
+
+
+def test_live_decisions_do_not_wait_until_a_long_spool_has_drained() -> None:
+    library = Library(waiting=1_000)
+    assert _memory(library).recall("news", SNAPSHOT, REGIME) == ()
+    assert library.asked == []
 
 
 def test_a_replay_waits_for_the_database_and_finds_the_same() -> None:

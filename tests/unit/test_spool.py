@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -392,3 +393,37 @@ def test_a_closed_spool_takes_nothing_and_may_be_closed_again(opened) -> None:
     spool.close()
     with pytest.raises(LibraryUnavailable, match="closed"):
         spool.append(b"a")
+
+
+def test_a_full_disk_costs_no_file_and_no_descriptor_each_time_it_is_asked(tmp_path, monkeypatch) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.append(b"before")
+    before = sorted(path.name for path in spool.directory.iterdir())
+    real_write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for _ in range(20):
+        with pytest.raises(LibraryUnavailable, match="No space left"):
+            spool.append(b"never")
+    monkeypatch.setattr(os, "write", real_write)
+    assert sorted(path.name for path in spool.directory.iterdir()) == before
+    spool.append(b"after")
+    assert [record.payload for record in spool.peek(10, 1 << 20)] == [b"before", b"after"]
+    spool.close()
+
+
+def test_what_waits_for_one_database_is_not_for_another(tmp_path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.belong_to("one", "here:5432/library")
+    spool.append(b"for one")
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    with pytest.raises(ComponentStartError, match="here:5432/library"):
+        again.belong_to("another", "there:5432/library")
+    again.belong_to("one", "moved:5432/library")
+    again.advance(again.peek(10, 1 << 20))
+    again.belong_to("another", "there:5432/library")
+    again.close()
