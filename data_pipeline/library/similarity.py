@@ -155,27 +155,13 @@ class Search:
             """
         )
 
-    def nearest(self, candidates: int) -> tuple[list[tuple[Trajectory, float]], int]:
-        """Take the approximate nearest `candidates` of all, then filter.
-
-        Returns
-        -------
-        found : list of (Trajectory, float)
-            At most `limit`.
-        passed : int
-            How many of the candidates pass the filter: how dense it is around the query.
-        """
-        self._cursor.execute(
-            f"""
-            WITH near AS MATERIALIZED ({self._by_index()} LIMIT %(candidates)s),
-            passed AS MATERIALIZED (SELECT trajectory_id, distance FROM near WHERE {self._where})
-            {self._join("SELECT trajectory_id, distance FROM passed ORDER BY distance, trajectory_id LIMIT %(limit)s", "(SELECT count(*) FROM passed)")}
-            """,
-            {**self._parameters, "candidates": candidates},
+    def nearest(self, candidates: int) -> list[tuple[Trajectory, float]]:
+        """Take the approximate nearest `candidates` of all, then filter; fewer than `limit` are all that pass."""
+        return self._fetch(
+            f"SELECT trajectory_id, distance FROM ({self._by_index()} LIMIT %(candidates)s) near WHERE {self._where} "
+            "ORDER BY distance, trajectory_id LIMIT %(limit)s",
+            candidates=candidates,
         )
-        rows = self._cursor.fetchall()
-        found = [(trajectories.from_row(row[:-2]), 1.0 - row[-2]) for row in rows]
-        return found, rows[0][-1] if rows else 0
 
     def filtered_scan(self) -> list[tuple[Trajectory, float]]:
         """Walk the vector index outwards until enough experiences pass the filter or its limit of tuples is reached."""
@@ -194,10 +180,11 @@ class Search:
             "WHERE embedding_model = %(model)s ORDER BY embedding <=> %(embedding)b"
         )
 
-    def _join(self, found: str, *extra: str) -> str:
-        columns = ", ".join((trajectories.SELECTED, "f.distance", *extra))
-        return f"SELECT {columns} FROM ({found}) f JOIN trajectories t USING (trajectory_id) ORDER BY f.distance, t.trajectory_id"
-
-    def _fetch(self, found: str) -> list[tuple[Trajectory, float]]:
-        self._cursor.execute(self._join(found), self._parameters)
+    def _fetch(self, found: str, **parameters: Any) -> list[tuple[Trajectory, float]]:
+        """Read the trajectories that a query of (trajectory_id, distance) names, nearest first."""
+        self._cursor.execute(
+            f"SELECT {trajectories.SELECTED}, f.distance FROM ({found}) f JOIN trajectories t USING (trajectory_id) "
+            "ORDER BY f.distance, t.trajectory_id",
+            {**self._parameters, **parameters},
+        )
         return [(trajectories.from_row(row[:-1]), 1.0 - row[-1]) for row in self._cursor.fetchall()]
