@@ -271,7 +271,7 @@ class LibraryModel(RuleBasedStateMachine):
         similarity = {
             t.trajectory_id: float(self.vector(t) @ query / (np.linalg.norm(self.vector(t)) * np.linalg.norm(query)))
             for t in self.known(as_of)
-            if not t.abstained and agent in (None, t.agent_type)
+            if not t.abstained and not t.shadow and agent in (None, t.agent_type)
         }
         names = [t.trajectory_id for t, _ in found]
         assert len(set(names)) == len(names) == min(limit, len(similarity))
@@ -329,7 +329,7 @@ class LibraryModel(RuleBasedStateMachine):
                 "(SELECT count(*) FROM trajectory_embeddings e JOIN trajectories t USING (trajectory_id) WHERE "
                 "(e.success, e.reward, e.matured_at) IS DISTINCT FROM (t.success, t.reward, t.matured_at))"
             ).fetchone()
-        searchable = sum(not t.abstained for t in self.rows.values())
+        searchable = sum(not t.abstained and not t.shadow for t in self.rows.values())
         assert counts == (len(self.rows), searchable, 0)
 
     @invariant()
