@@ -16,7 +16,7 @@ from data_pipeline.embedder_factory import build_embedder
 from data_pipeline.library.backfill import BackfillProgress
 from data_pipeline.library_access import add_options, config_of, open_library
 from utils.errors import ComponentStartError, ConfigError, LibraryUnavailable
-from utils.logs import configure_logging
+from utils.logs import complain, configure_logging
 from utils.patience import patiently
 
 _TERMINAL_EVERY_S = 0.5
@@ -72,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except ConfigError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except (ComponentStartError, LibraryUnavailable) as error:
-        return _complain(error, 3)
+        return complain(error, 3)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -97,11 +97,6 @@ def _run(options: argparse.Namespace) -> int:
         library.close()
     sys.stdout.write(f"{library.embedder.model}: {'stopped; a new start goes on' if stop.is_set() else 'complete'}\n")
     return 0
-
-
-def _complain(error: object, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return code
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         )  # fmt: skip
         with self.database.reading() as connection, connection.cursor() as cursor:
             search = Search(cursor, embedding, self.embedder.model, filter_by, limit)
-            found = self._planner.search(search, cursor, filter_by, exact=self.exact_search if exact is None else exact)
+            found = self._planner.search(search, exact=self.exact_search if exact is None else exact)
         self._telemetry.count("library_searches_total", method=found.method)
         return found.experiences
 

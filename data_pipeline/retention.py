@@ -16,6 +16,7 @@ from data_pipeline.library.protection import IN_WORDS
 from data_pipeline.library.retention import RetentionPolicy, RetentionReport
 from data_pipeline.library_access import open_library
 from utils.errors import ConfigError, SystemFault
+from utils.logs import complain
 from utils.settings import OrchestratorConfig
 
 REASONS = {"age": "older than {max_age_days:g} days", "reward": "earned less than {min_reward:g}, and older than "
@@ -60,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         _refuse_an_empty_place(config)
         return _work(config, policy, run_ids, dry_run=dry_run)
     except ConfigError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except SystemFault as error:
-        return _complain(error, 3)
+        return complain(error, 3)
 
 
 def _policy(config: OrchestratorConfig, changes: dict[str, Any]) -> RetentionPolicy:
@@ -132,11 +133,6 @@ def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{done:,} of {total:,} removed" + ("\n" if done >= total else ""))
         sys.stderr.flush()
-
-
-def _complain(error: object, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return code
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from evaluation.bootstrap import DEFAULT_BLOCK
 from evaluation.retrieval_gain import ERROR_RATE, AgentReport, Difference, Shared, report_agent
 from utils.artifacts import write_atomically
 from utils.errors import ComponentStartError, ConfigError, DataUnavailable, LibraryUnavailable
-from utils.logs import configure_logging
+from utils.logs import complain, configure_logging
 from utils.settings import DecisionSettings
 
 DEFAULT_K = 10
@@ -181,9 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
         found = report(source, agents, k=options.k, queries=options.queries, seed=options.seed)
         return _present(found, options.json)
     except (ConfigError, DataUnavailable) as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except (ComponentStartError, LibraryUnavailable) as error:
-        return _complain(error, 3)
+        return complain(error, 3)
 
 
 def _present(found: RetrievalReport, path: Path | None) -> int:
@@ -205,11 +205,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
-
-
-def _complain(error: object, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return code
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from monitoring.progress import ProgressLine
 from monitoring.scope import refuse_what_is_not_there
 from monitoring.summary import render, write_summary
 from utils.errors import ComponentStartError, ConfigError, SystemFault, nearest
-from utils.logs import configure_logging, logger
+from utils.logs import complain, configure_logging, logger
 from utils.settings import OrchestratorConfig
 
 ENABLE = ("enable_streaming", "enable_learning_loop", "enable_monitoring")
@@ -106,13 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
         configure_logging()
         config = OrchestratorConfig(**options)
     except ConfigError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     configure_logging(config.log_level, config.log_format, _secrets(config))
     if check_only:
         try:
             refuse_what_is_not_there(config)
         except ConfigError as error:
-            return _complain(error, 2)
+            return complain(error, 2)
         sys.stdout.write(json.dumps(config.masked(), indent=1, sort_keys=True) + "\n")
         return 0
     return _run(config)
@@ -134,14 +134,14 @@ def _run(config: OrchestratorConfig) -> int:
         progress.clear()
         return _conclude(orchestrator, config, received)
     except ConfigError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except ComponentStartError as error:
-        return _complain(error, 3)
+        return complain(error, 3)
     except SystemFault as error:
-        return _complain(error, 1)
+        return complain(error, 1)
     except Exception as error:
         report = _write_report(config.data_dir)
-        return _complain(f"internal error: {type(error).__name__}: {error}; the traceback is in {report}", 1)
+        return complain(f"internal error: {type(error).__name__}: {error}; the traceback is in {report}", 1)
     finally:
         progress.clear()
         orchestrator.stop()
@@ -176,7 +176,7 @@ def _wait(
 
 def _conclude(orchestrator: ProductionOrchestrator, config: OrchestratorConfig, received: list[int]) -> int:
     if orchestrator.failed.is_set():
-        return _complain(
+        return complain(
             f"{orchestrator.status.removeprefix('failed: ')}; nothing that was stored is lost, a new start goes on from there",
             1,
         )
@@ -231,11 +231,6 @@ def _listen(stop: threading.Event, received: list[int]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-
-
-def _complain(error: object, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return code
 
 
 def _write_report(data_dir: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library import findings
 from data_pipeline.library.runs import Run
 from evaluation.decision_metrics import ClosedTrade, buy_and_hold, summarise_performance
 from monitoring.decision_pipeline import DecisionPipeline
@@ -114,7 +115,7 @@ def render(summary: dict[str, Any]) -> str:
 
 
 def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
-    with library.connection() as connection:
+    with library.connection() as connection, connection.cursor() as cursor:
         cost = connection.execute(
             "SELECT (SELECT coalesce(sum((workflow_trace->'output'->>'cost_usd')::float8), 0) FROM trajectories WHERE run_id = %s) + "
             "(SELECT coalesce(sum(cost_usd), 0) FROM judge_evaluations e JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s)",
@@ -130,10 +131,7 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
             "SELECT count(*), avg(final_score) FROM judge_evaluations e JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s AND e.status = 'ok'",
             (run_id,),
         ).fetchone()
-        findings = connection.execute(
-            "SELECT category, count(*) FROM error_findings f JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s GROUP BY 1 ORDER BY 1",
-            (run_id,),
-        ).fetchall()
+        found = findings.counts(cursor, run_id)
     assert row is not None and graded is not None and cost is not None
     return {
         "trajectories": row[0],
@@ -144,7 +142,7 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
         "evaluations": graded[0],
         "mean_score": None if graded[1] is None else float(graded[1]),
         "llm_cost_usd": float(cost[0]),
-        "findings": dict(findings),
+        "findings": {category: number for (category, _), number in sorted(found.items())},
     }
 
 

@@ -71,3 +71,9 @@ def configure_logging(level: str = "INFO", style: str = "console", secrets: tupl
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # it repeats for every connection what the library says once
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+
+def complain(error: object, code: int) -> int:
+    """Tell a person on standard error, in one line, what a command failed with; return its exit code."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return code

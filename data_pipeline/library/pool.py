@@ -39,6 +39,8 @@ _NETWORK: dict[str, Any] = {
 }
 """A network that swallows packets is noticed within half a minute, not after the hours that the system's defaults allow."""
 
+_CONNECT_TIMEOUT_S = 5
+
 MINIMUM_SERVER = 150_000
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -81,7 +83,7 @@ class Database:
 
     def _prepare_schema(self) -> None:
         try:
-            with psycopg.connect(self._dsn, connect_timeout=5) as connection:
+            with psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
                 if connection.info.server_version < MINIMUM_SERVER:
                     raise ComponentStartError(
                         f"the database at {self.place} is older than PostgreSQL 15; upgrade the server"
@@ -153,7 +155,7 @@ class Database:
 
     @contextlib.contextmanager
     def autocommit_connection(self) -> Iterator[Connection]:
-        """Lend a connection of its own, outside any transaction, for work that must not be in one.
+        """Lend a session of its own, outside any transaction, for work that must not be in one.
 
         Raises
         ------
@@ -161,12 +163,10 @@ class Database:
             If the database cannot be reached, or goes away meanwhile.
         """
         try:
-            with psycopg.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
+            with contextlib.closing(self.open_session(_CONNECT_TIMEOUT_S)) as connection:
                 yield connection
         except psycopg.OperationalError as error:
-            raise LibraryUnavailable(
-                f"the database at {self.place} does not answer: {' '.join(str(error).split())[:160]}"
-            ) from error
+            raise unavailable(self.place, error) from error
 
     def become_the_orchestrator(self) -> None:
         """Take the lock that only one orchestrator a database can hold, on a connection of its own.
@@ -211,7 +211,7 @@ class Database:
 
     def _locked(self, patience_s: float) -> Connection:
         """Return a session of its own that holds the lock; an earlier one that the network cut off from us is ended."""
-        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S)
         try:
             deadline = time.monotonic() + patience_s
             while True:

@@ -100,7 +100,7 @@ class SearchPlanner:
         self._sampled_at = -math.inf
         self._densities: dict[Any, _Density] = {}
 
-    def search(self, search: Search, cursor: psycopg.Cursor[Any], filter_by: SearchFilter, *, exact: bool) -> Found:
+    def search(self, search: Search, *, exact: bool) -> Found:
         """Answer a search.
 
         Parameters
@@ -108,13 +108,13 @@ class SearchPlanner:
         exact : bool
             Compare with every matching experience, whatever it costs: a replay must not depend on how an index was built.
         """
-        sample = None if exact else self._current_sample(cursor)
+        sample = None if exact else self._current_sample(search.cursor)
         if sample is None:
             return Found(search.exact(), "exact")
-        rows = sample.estimate(filter_by)
+        rows = sample.estimate(search.filter_by)
         if rows <= EXACT_ROWS:
             return Found(search.exact(), "exact")
-        density = self._density(filter_by, rows / sample.total)
+        density = self._density(search.filter_by, rows / sample.total)
         if density.share < _ELSEWHERE and density.searches % _ASK_AGAIN:
             return Found(search.exact(), "exact")
         candidates = max(search.limit, min(CANDIDATES, math.ceil(_SURPLUS * search.limit / max(density.share, 1e-9))))

@@ -132,7 +132,8 @@ class Search:
         filter_by: SearchFilter,
         limit: int,
     ) -> None:
-        self._cursor = cursor
+        self.cursor = cursor
+        self.filter_by = filter_by
         self.limit = limit
         self._where, self._parameters = filter_by.where()
         self._parameters |= {
@@ -182,9 +183,9 @@ class Search:
 
     def _fetch(self, found: str, **parameters: Any) -> list[tuple[Trajectory, float]]:
         """Read the trajectories that a query of (trajectory_id, distance) names, nearest first."""
-        self._cursor.execute(
+        self.cursor.execute(
             f"SELECT {trajectories.SELECTED}, f.distance FROM ({found}) f JOIN trajectories t USING (trajectory_id) "
             "ORDER BY f.distance, t.trajectory_id",
             {**self._parameters, **parameters},
         )
-        return [(trajectories.from_row(row[:-1]), 1.0 - row[-1]) for row in self._cursor.fetchall()]
+        return [(trajectories.from_row(row[:-1]), 1.0 - row[-1]) for row in self.cursor.fetchall()]

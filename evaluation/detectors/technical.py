@@ -22,7 +22,6 @@ CLEAR_TREND = 0.6
 QUIET, BUSY = 0.8, 1.2
 """Volume over its 20-bar mean below and above which a session was quiet or busy."""
 
-NEUTRAL_RSI = 50.0
 DAILY = "1d"
 
 _ROUNDING = 2e-6

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from daemon_runner import Learned, learned_in, learning_flags, new_home, run_to_end
 
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:
@@ -34,3 +36,19 @@ def learned(model_cache: Path) -> Iterator[Learned]:
         ended = run_to_end(home, *learning_flags(home), env={"MODEL_CACHE_DIR": str(model_cache)}, limit_s=270)
         assert ended.exit_code == 0, ended.stderr
         yield learned_in(home)
+
+
+@pytest.fixture(scope="module")
+def shared_library(module_database: str) -> Iterator[ExperienceLibraryPostgres]:
+    """The library of a test file, in a database of its own."""
+    opened = ExperienceLibraryPostgres(dsn=module_database, pool_size=4)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def library(shared_library: ExperienceLibraryPostgres) -> ExperienceLibraryPostgres:
+    """A library without any trajectory."""
+    with shared_library.connection() as connection:
+        connection.execute("TRUNCATE trajectories CASCADE")
+    return shared_library

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,21 +22,6 @@ from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.evaluations import Evaluation
 from data_pipeline.library.trajectories import FIELD_LIMIT
 from utils.errors import LibraryConflict
-
-
-@pytest.fixture(scope="module")
-def shared_library(module_database: str) -> Iterator[ExperienceLibraryPostgres]:
-    opened = ExperienceLibraryPostgres(dsn=module_database, pool_size=4)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def library(shared_library: ExperienceLibraryPostgres) -> ExperienceLibraryPostgres:
-    """A library without any trajectory."""
-    with shared_library.connection() as connection:
-        connection.execute("TRUNCATE trajectories CASCADE")
-    return shared_library
 
 
 def counts(library: ExperienceLibraryPostgres) -> tuple[int, int]:

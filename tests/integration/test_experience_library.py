@@ -31,21 +31,6 @@ T0 = datetime(2014, 6, 2, 20, tzinfo=UTC)
 NOW = T0 + timedelta(days=365)
 
 
-@pytest.fixture(scope="module")
-def shared_library(module_database: str) -> Iterator[ExperienceLibraryPostgres]:
-    opened = ExperienceLibraryPostgres(dsn=module_database, pool_size=4)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def library(shared_library: ExperienceLibraryPostgres) -> ExperienceLibraryPostgres:
-    """A library without any trajectory."""
-    with shared_library.connection() as connection:
-        connection.execute("TRUNCATE trajectories CASCADE")
-    return shared_library
-
-
 def trajectory(number: int = 0, **changes: Any) -> Trajectory:
     fields: dict[str, Any] = {
         "trajectory_id": f"t{number}",
