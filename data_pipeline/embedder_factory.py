@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
 from data_pipeline.embeddings_encoder import EncoderFolder, SentenceEmbedder, minilm_folder, read_folder
-from utils.settings import EmbeddingSettings
+from utils.setting_sections import EmbeddingSettings
 
 HASHING = "hashing"
 MINILM = "minilm"

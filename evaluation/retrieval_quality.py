@@ -24,7 +24,7 @@ from evaluation.retrieval_gain import ERROR_RATE, AgentReport, Difference, Share
 from utils.artifacts import write_atomically
 from utils.errors import ComponentStartError, ConfigError, DataUnavailable, LibraryUnavailable
 from utils.logs import complain, configure_logging
-from utils.settings import DecisionSettings
+from utils.setting_sections import DecisionSettings
 
 DEFAULT_K = 10
 DEFAULT_QUERIES = 2_000

@@ -14,7 +14,7 @@ from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.retention import RetentionPolicy
 from utils.clock import ensure_utc
 from utils.logs import logger
-from utils.settings import RetentionSettings
+from utils.setting_sections import RetentionSettings
 
 
 class DailyUpkeep:

@@ -19,7 +19,7 @@ from utils.logs import logger
 from utils.market_regime_detector import RegimeDetection
 from utils.patience import patiently
 from utils.schema import MarketSnapshot
-from utils.settings import RetrievalSettings
+from utils.setting_sections import RetrievalSettings
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class SystemFault(Exception):
@@ -30,8 +31,27 @@ class FeedDataError(SystemFault):
     """A record from a feed is malformed. Reaction: skip it, count it, log file and line."""
 
 
+ProviderFault = Literal[
+    "auth", "quota", "budget", "rate", "overload", "timeout", "refusal", "truncated", "malformed", "request", "open",
+    "closed", "fault",
+]  # fmt: skip
+"""Why a provider gave no answer. auth: key missing or refused, off until the next start. quota: spent at the vendor, off
+until the next UTC day. budget: spent here. rate, overload, timeout: may pass. refusal, truncated, malformed: the answer was
+none. request: the vendor does not understand or does not know the model. open: the circuit breaker holds calls back. closed:
+the model has been closed. fault: anything else, such as an adapter that cannot be loaded."""
+
+
 class ProviderError(SystemFault):
-    """A model provider failed. Reaction: fall back to rules, visible in the policy field."""
+    """A model provider failed. Reaction: fall back to rules, visible in the policy field; a judge is left out.
+
+    Attributes
+    ----------
+    kind : ProviderFault
+    """
+
+    def __init__(self, message: str, *, kind: ProviderFault = "fault") -> None:
+        super().__init__(message)
+        self.kind: ProviderFault = kind
 
 
 class LibraryUnavailable(SystemFault):

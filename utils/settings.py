@@ -18,191 +18,29 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from utils.errors import ConfigError, nearest
-
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from utils.setting_sections import (
+    AgentSettings,
+    BudgetSettings,
+    DecisionSettings,
+    EmbeddingSettings,
+    ExecutionSettings,
+    FeedSettings,
+    JudgeSettings,
+    LearningSettings,
+    LlmSettings,
+    NonNegative,
+    Positive,
+    RetentionSettings,
+    RetrievalSettings,
+    RiskSettings,
+    WorkflowSettings,
+    explained,
+)
 
 DEFAULT_CONFIG_PATH = Path("config/system.yaml")
 _PLACEHOLDER = re.compile(r"^(your[_-].*|changeme|xxx+|<.*>)$", re.IGNORECASE)
 _SYMBOL = re.compile(r"^[A-Z0-9][A-Z0-9.\-]{0,19}$")
 _CONNECTION_STRING = re.compile(r"^(postgres(ql)?://|\w+\s*=)")
-_DURATION = re.compile(r"^(\d+)\s*(d|min)$")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AgentSettings(_Section):
-    """One agent of the workflow."""
-
-    enabled: bool = True
-    timeout_s: Positive = 10.0
-
-
-class DecisionSettings(_Section):
-    """When a decision is taken and how long it is given to come true."""
-
-    cadence: str = Field("daily_close", description="daily_close; Nmin and on_bar need a live feed")
-    horizon: str = Field("5d", description="sessions (5d) or minutes (30min) until the outcome")
-
-    @field_validator("cadence")
-    @classmethod
-    def _known_cadence(cls, value: str) -> str:
-        if value not in ("daily_close", "on_bar") and not re.match(r"^\d+min$", value):
-            raise ValueError("must be daily_close, on_bar or a number of minutes such as 15min")
-        return value
-
-    @field_validator("horizon")
-    @classmethod
-    def _known_horizon(cls, value: str) -> str:
-        match = _DURATION.match(value)
-        if not match or int(match.group(1)) < 1:
-            raise ValueError("must be sessions such as 5d or minutes such as 30min")
-        return value
-
-    @property
-    def horizon_sessions(self) -> int:
-        """The horizon in sessions.
-
-        Raises
-        ------
-        ConfigError
-            If it is given in minutes: bars of a session cannot settle it.
-        """
-        count, unit = re.findall(r"^(\d+)\s*(\w+)$", self.horizon)[0]
-        if unit != "d":
-            raise ConfigError(
-                f"decision.horizon: {self.horizon!r} needs bars of a minute; daily bars settle sessions, for example 5d"
-            )
-        return int(count)
-
-
-class RiskSettings(_Section):
-    """Limits of the risk gates, fractions of equity."""
-
-    max_drawdown: Fraction = 0.15
-    max_daily_loss: Fraction = 0.02
-    max_position_size: Fraction = 0.10
-    max_symbol_concentration: Fraction = 0.20
-    max_gross_leverage: Positive = 1.0
-
-
-class ExecutionSettings(_Section):
-    """The paper broker: costs in basis points of the traded value, cash in USD."""
-
-    initial_cash: Positive = 100_000.0
-    commission_bps: NonNegative = 1.0
-    half_spread_bps: NonNegative = 2.0
-    slippage_bps: NonNegative = 5.0
-    participation: Annotated[float, Field(gt=0, le=1)] = 0.025
-    interest_rate: NonNegative = 0.0
-    allow_shorting: bool = False
-    rebalance_band: Fraction = Field(0.25, description="a held position is left alone within this share of its target")
-
-    @field_validator("allow_shorting")
-    @classmethod
-    def _long_only(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("the paper broker trades long only; leave it false")
-        return value
-
-    @property
-    def one_way_cost(self) -> float:
-        """What one trade costs, as a fraction of its value."""
-        return (self.commission_bps + self.half_spread_bps + self.slippage_bps) / 1e4
-
-
-class BudgetSettings(_Section):
-    """What hosted models may cost."""
-
-    usd_per_day: NonNegative = 5.0
-
-
-class JudgeSettings(_Section):
-    """The panel: deadline in seconds, scores 0..100, and the judges' weight in the reward."""
-
-    deadline_s: Positive = 20.0
-    quorum: Annotated[int, Field(ge=1)] = 2
-    disagreement_threshold: NonNegative = 20.0
-    weight: Fraction = 0.2
-
-
-class WorkflowSettings(_Section):
-    """Thresholds of the workflow's rewriting rules."""
-
-    mode: Literal["adaptive", "sequential"] = "adaptive"
-    low_confidence_threshold: Fraction = 0.5
-    very_low_confidence: Fraction = 0.3
-    agreement_confidence: Fraction = 0.7
-    max_latency_ms: Positive = 5000.0
-
-
-class RetrievalSettings(_Section):
-    """Experiences in decisions: who is given them, and how many."""
-
-    when: Literal["auto", "always", "never"] = Field("auto", description="auto: policies that read them")
-    limit: Annotated[int, Field(ge=1, le=50)] = Field(5, description="experiences an agent is given")
-
-
-class FeedSettings(_Section):
-    """The stream: how many instants may wait, and the exchange whose sessions count."""
-
-    queue: Annotated[int, Field(ge=1)] = 10_000
-    calendar: str = "XNYS"
-
-
-class EmbeddingSettings(_Section):
-    """What makes states comparable: hashing needs no model, an encoder works in the background."""
-
-    model: Annotated[str, Field(min_length=1)] = Field(
-        "hashing", description="hashing, minilm or a folder with a sentence-transformers model of 384 values"
-    )
-    batch: Annotated[int, Field(ge=1, le=4096)] = Field(64, description="states embedded and stored together")
-
-    def replaced(self, **changes: Any) -> EmbeddingSettings:
-        """Return the settings with some changed; a ConfigError for what cannot be."""
-        try:
-            return EmbeddingSettings(**{**self.model_dump(), **changes})
-        except ValidationError as error:
-            raise ConfigError(
-                "; ".join(f"embeddings.{_explain(item)}" for item in error.errors(include_url=False))
-            ) from None
-
-
-class LearningSettings(_Section):
-    """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
-
-    sft_agents: tuple[Literal["technical"], ...] = Field(("technical",), description="juniors that are fine-tuned")
-    holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
-    holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
-    base_model: str = Field("builtin:tiny", description="builtin:tiny or a folder with a Hugging Face model")
-    train_timeout_s: Positive = 3600.0
-
-
-class RetentionSettings(_Section):
-    """What the daemon removes once a day of its Clock, of its own run; off by default. Needs an age or a reward.
-
-    The ages have a floor: the gate's 60 held-out sessions and the two horizons before them are about 110 days, and a
-    library that remembers less can never train.
-    """
-
-    enabled: bool = False
-    max_age_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] | None = Field(
-        730, description="decided longer ago: removed; null for no limit"
-    )
-    min_reward: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="earned less: removed once old enough; null for no limit"
-    )
-    min_reward_after_days: Annotated[float, Field(ge=120, allow_inf_nan=False)] = 180
-    batch_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(1000, description="rows of one transaction")
-
-    @model_validator(mode="after")
-    def _by_something(self) -> RetentionSettings:
-        if self.enabled and self.max_age_days is None and self.min_reward is None:
-            raise ValueError("enabled, but there is nothing to remove by; set max_age_days or min_reward")
-        return self
 
 
 # field -> environment variable; every secret may also come from a file named by VARIABLE_FILE
@@ -212,6 +50,9 @@ ENVIRONMENT: dict[str, str] = {
     "anthropic_api_key": "ANTHROPIC_API_KEY",
     "openai_api_key": "OPENAI_API_KEY",
     "gemini_api_key": "GEMINI_API_KEY",
+    "anthropic_base_url": "ANTHROPIC_BASE_URL",
+    "openai_base_url": "OPENAI_BASE_URL",
+    "gemini_base_url": "GOOGLE_GEMINI_BASE_URL",
     "learning_check_interval_hours": "LEARNING_CHECK_INTERVAL",
     "sft_min_trajectories": "SFT_MIN_TRAJECTORIES",
     "rl_min_trajectories": "RL_MIN_TRAJECTORIES",
@@ -229,6 +70,13 @@ ENVIRONMENT: dict[str, str] = {
     "log_level": "LOG_LEVEL",
 }
 _SECRETS = (*(name for name in ENVIRONMENT if name.endswith("_api_key")), "db_password", "database_url")
+
+_ADDED_LATER: dict[str, frozenset[str]] = {
+    "budget": frozenset({"usd_per_decision", "tokens_per_decision"}),
+    "llm": frozenset(LlmSettings.model_fields),
+    "judge": frozenset({"method", "models", "weights"}),
+}
+"""Settings that earlier versions did not have, by section."""
 
 
 class OrchestratorConfig(BaseModel):
@@ -272,6 +120,9 @@ class OrchestratorConfig(BaseModel):
     replay_speed: str = "max"
     data_dir: Path = Path("var")
     model_cache_dir: Path | None = None
+    anthropic_base_url: str | None = None
+    openai_base_url: str | None = None
+    gemini_base_url: str | None = None
     agents: Literal["auto", "rules", "local", "anthropic", "openai", "gemini"] = "auto"
     judges: str = "auto"
     exit_when_done: bool = False
@@ -288,6 +139,7 @@ class OrchestratorConfig(BaseModel):
     risk: RiskSettings = RiskSettings()
     execution: ExecutionSettings = ExecutionSettings()
     budget: BudgetSettings = BudgetSettings()
+    llm: LlmSettings = LlmSettings()
     judge: JudgeSettings = JudgeSettings()
     workflow: WorkflowSettings = WorkflowSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
@@ -386,7 +238,7 @@ class OrchestratorConfig(BaseModel):
             "metrics_port", "metrics_host", "health_check_interval_seconds", "db_host", "db_port", "db_name", "db_user",
             "config_path", "replay_dir", "replay_speed", "data_dir", "model_cache_dir", "exit_when_done",
             "summary_json", "decisions_jsonl", "record", "fresh", "history_dir", "log_format", "log_level",
-            "enable_monitoring", *_SECRETS,
+            "enable_monitoring", "anthropic_base_url", "openai_base_url", "gemini_base_url", *_SECRETS,
         }  # fmt: skip
         values = self.model_dump(mode="json", exclude=irrelevant)
         # settings that say the default are the default, whether a file spells them out or not
@@ -395,6 +247,11 @@ class OrchestratorConfig(BaseModel):
             for name, kept in values["agent_settings"].items()
             if kept != AgentSettings().model_dump(mode="json")
         }
+        for section, added in _ADDED_LATER.items():  # where they keep their defaults, an older run is the same run
+            default = type(self).model_fields[section].default.model_dump(mode="json")
+            values[section] = {k: v for k, v in values[section].items() if k not in added or v != default[k]}
+            if not values[section]:
+                del values[section]
         if not self.retention.enabled:  # a run that began before there was retention is the same run
             del values["retention"]
         if self.embeddings.model == "hashing":
@@ -463,14 +320,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         *parents, key = (str(part) for part in item["loc"])
         return f"unknown key {location!r}{nearest(key, _known_keys(parents))}"
-    message = item["msg"].removeprefix("Value error, ")
-    value = item.get("input")
-    shown = (
-        ""
-        if isinstance(value, dict) or value is None or (item["loc"][:1] and item["loc"][0] in _SECRETS)
-        else f" (got {value!r})"
-    )
-    return f"{location}: {message}{shown}" if location else message
+    return explained(item, _SECRETS)
 
 
 def _known_keys(parents: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from data_pipeline.library.protection import PROTECTION, history_limits
 from utils.ids import ADHOC_RUN
 
 if TYPE_CHECKING:
-    from utils.settings import RetentionSettings  # its libraries are the daemon's, not a notebook's
+    from utils.setting_sections import RetentionSettings  # its libraries are the daemon's, not a notebook's
 
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[tuple[Any, ...]]]]
 

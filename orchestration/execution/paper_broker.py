@@ -13,7 +13,7 @@ from datetime import datetime
 from orchestration.execution.portfolio import Ledger
 from utils.ids import derived_id
 from utils.schema import Bar, CorporateAction, Order, Side
-from utils.settings import ExecutionSettings
+from utils.setting_sections import ExecutionSettings
 
 
 class PaperBroker:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from orchestration.execution.portfolio import Portfolio
 from utils.schema import Side
-from utils.settings import ExecutionSettings, RiskSettings
+from utils.setting_sections import ExecutionSettings, RiskSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from monitoring.production_orchestrator import OrchestratorConfig, ProductionOrc
 from monitoring.supervision import SupervisedThread
 from orchestration.coordinator import Coordinator
 from orchestration.judging import Judging
-from utils.settings import DecisionSettings
+from utils.setting_sections import DecisionSettings
 
 pytestmark = pytest.mark.timeout(180)
 

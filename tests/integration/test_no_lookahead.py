@@ -24,7 +24,8 @@ from evaluation.bootstrap import Interval, mean_interval
 from orchestration.coordinator import Analysis, Coordinator
 from orchestration.execution.portfolio import Portfolio
 from utils.schema import direction
-from utils.settings import AgentSettings, OrchestratorConfig
+from utils.setting_sections import AgentSettings
+from utils.settings import OrchestratorConfig
 
 pytestmark = pytest.mark.timeout(120)
 

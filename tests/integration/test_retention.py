@@ -30,7 +30,7 @@ from orchestration.execution.outcomes import OutcomeTracker
 from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
 from utils.errors import LibraryConflict, LibraryUnavailable
-from utils.settings import RetentionSettings
+from utils.setting_sections import RetentionSettings
 
 T0 = datetime(2014, 6, 2, 20, tzinfo=UTC)
 NOW = T0 + timedelta(days=100)

@@ -18,7 +18,7 @@ from data_pipeline.embedder_factory import build_embedder, check_embedder
 from data_pipeline.embeddings import DIMENSION, Embedder, FeatureHashingEmbedder
 from data_pipeline.embeddings_encoder import MINILM_PACKAGE, SentenceEmbedder, read_folder, state_text
 from utils.errors import ConfigError
-from utils.settings import EmbeddingSettings
+from utils.setting_sections import EmbeddingSettings
 
 BULL = {"regime": "bull_market", "inputs": {"volatility": 0.25, "trend_strength": 0.5}, "signals": {"trend": 0.5}}
 CRASH = {"regime": "crash", "inputs": {"volatility": 0.95, "trend_strength": -0.8}, "signals": {"trend": -0.9}}

@@ -11,7 +11,7 @@ from data_pipeline.library.portfolio_log import PortfolioEvent
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from utils.schema import Bar, CorporateAction, Order
-from utils.settings import ExecutionSettings
+from utils.setting_sections import ExecutionSettings
 
 CLOSE_BEFORE = datetime(2014, 1, 2, 21, tzinfo=UTC)
 OPEN = datetime(2014, 1, 3, 14, 30, tzinfo=UTC)

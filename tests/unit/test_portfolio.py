@@ -16,7 +16,7 @@ from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger, Portfolio
 from utils.hashing import canonical_json
 from utils.schema import Bar, CorporateAction, Order
-from utils.settings import ExecutionSettings
+from utils.setting_sections import ExecutionSettings
 
 T0 = datetime(2014, 1, 2, 21, tzinfo=UTC)
 SYMBOLS = ("AAA", "BBB", "CCC")

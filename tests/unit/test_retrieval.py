@@ -18,7 +18,7 @@ from data_pipeline.library.spooled_database import SpoolStatus
 from data_pipeline.library.trajectories import Trajectory
 from orchestration.retrieval import ExperienceMemory, state_before_decision
 from utils.errors import LibraryUnavailable
-from utils.settings import RetrievalSettings
+from utils.setting_sections import RetrievalSettings
 
 SNAPSHOT = make_snapshot()
 REGIME = DETECTOR.detect_regime(SNAPSHOT.inputs)

@@ -26,7 +26,8 @@ from orchestration.execution.risk import Proposal, RiskDecision, RiskGate
 from orchestration.trading_cycle import TradingCycle
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import Bar, Decision, Instant, MarketUpdate
-from utils.settings import ExecutionSettings, OrchestratorConfig, RiskSettings
+from utils.setting_sections import ExecutionSettings, RiskSettings
+from utils.settings import OrchestratorConfig
 
 
 def portfolio(cash: float = 100_000.0, **positions: tuple[float, float]) -> Portfolio:
