@@ -126,7 +126,6 @@ class HttpServer:
         self.requests: list[Request] = []
         self.connections_made = 0
         self._connections: set[_Connection] = set()
-        self._replies: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="fake-http-server", daemon=True)
         self._port = 0
@@ -166,11 +165,11 @@ class HttpServer:
         self._started.set()
         await self._stop.wait()
         server.close()
-        for connection in list(self._connections):
-            connection.abort()
-        while self._connections:
+        this = asyncio.current_task()
+        while self._connections or asyncio.all_tasks() != {this}:  # a connection may be half made
+            for connection in list(self._connections):
+                connection.abort()
             await asyncio.sleep(0)
-        await asyncio.gather(*self._replies, return_exceptions=True)
 
     def answer(self, request: Request) -> Reply:
         """Note the request and ask the behaviour."""
@@ -233,8 +232,6 @@ class _Connection(asyncio.Protocol):
         self._request = Request(method, unquote(parts.path), query, headers, rest[:length])
         reply = self._server.answer(self._request)
         self._reply = asyncio.ensure_future(self._send(reply))
-        self._server._replies.add(self._reply)
-        self._reply.add_done_callback(self._server._replies.discard)
 
     async def _send(self, reply: Reply) -> None:
         if reply.silent:

@@ -176,7 +176,7 @@ class FakeOpenAI(FakeVendor):
         if route is not None and route.kind == "retrieve" and not self.retrievable:
             return Reply(404, b"404 page not found", "text/plain")
         if route is not None and route.kind == "ask" and not self.structured and "response_format" in request.json:
-            return self.dialect.fault("bad_request")
+            return self.dialect.fault("bad_request", message="This response_format type is unavailable now")
         return super()._reply(request)
 
 
