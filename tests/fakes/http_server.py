@@ -164,6 +164,8 @@ class HttpServer:
         self._port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stop.wait()
+        await asyncio.sleep(0)  # who is in the queue is let in, to be told that it is over
+        await asyncio.sleep(0)
         server.close()
         this = asyncio.current_task()
         while self._connections or asyncio.all_tasks() != {this}:  # a connection may be half made
