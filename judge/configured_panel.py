@@ -9,7 +9,7 @@ from typing import Any
 
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from utils.errors import ConfigError, nearest
-from utils.llm.factory import PROVIDERS, ChatModels
+from utils.llm.factory import HOSTED, ChatModels
 from utils.settings import OrchestratorConfig
 
 LOCAL = "local"
@@ -28,8 +28,8 @@ def judge_configs(config: OrchestratorConfig) -> list[dict[str, Any]]:
     """
     names = config.judges.replace(",", " ").split()
     if names == ["auto"] or not names:
-        names = [provider for provider in PROVIDERS if getattr(config, f"{provider}_api_key") is not None] + [LOCAL]
-    known = (*PROVIDERS, LOCAL)
+        names = [provider for provider in HOSTED if getattr(config, f"{provider}_api_key") is not None] + [LOCAL]
+    known = (*HOSTED, LOCAL)
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -52,7 +52,7 @@ def judge_configs(config: OrchestratorConfig) -> list[dict[str, Any]]:
 
 
 def build_panel(
-    config: OrchestratorConfig, chat_models: ChatModels | None, boundary_key: bytes | None = None
+    config: OrchestratorConfig, chat_models: ChatModels | None, prompt_key: bytes | None = None
 ) -> MultiJudgeConsensus:
     """Return the panel of a configuration.
 
@@ -61,7 +61,7 @@ def build_panel(
     config : OrchestratorConfig
     chat_models : ChatModels, optional
         Where hosted judges come from; not needed for the local one alone.
-    boundary_key : bytes, optional
+    prompt_key : bytes, optional
         What the boundaries around untrusted text derive from; random by default, given in a replay so that equal
         requests are equal.
     """
@@ -74,7 +74,7 @@ def build_panel(
         deadline_s=settings.deadline_s,
         quorum=settings.quorum if len(configs) > 1 else 1,
         chat_models=chat_models,
-        boundary_key=boundary_key,
+        prompt_key=prompt_key,
     )
 
 

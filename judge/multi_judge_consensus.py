@@ -43,7 +43,8 @@ class _Inquiry:
 
     request: JudgeRequest
     screened: GuardVerdict
-    deadline: float = 0.0
+    started: float
+    deadline: float
     futures: dict[str, Future[JudgeScore]] = field(default_factory=dict)
     scores: dict[str, JudgeScore] = field(default_factory=dict)
     faults: dict[str, JudgeError] = field(default_factory=dict)
@@ -141,9 +142,7 @@ class MultiJudgeConsensus:
         """Grade one output; parameters as in `EvaluationItem`, faults as in `evaluate_many`."""
         return self.evaluate_many([EvaluationItem(agent_type, agent_output, rubric_path, context or {}, account)])[0]
 
-    def evaluate_many(
-        self, items: Sequence[EvaluationItem], *, in_flight: int = IN_FLIGHT
-    ) -> list[ConsensusResult]:
+    def evaluate_many(self, items: Sequence[EvaluationItem], *, in_flight: int = IN_FLIGHT) -> list[ConsensusResult]:
         """Grade many outputs, several at a time.
 
         Parameters
@@ -224,7 +223,8 @@ class MultiJudgeConsensus:
 
     def _begun(self, request: JudgeRequest, account: str, index: int, events: SimpleQueue[int]) -> _Inquiry:
         """Ask all judges about one item, unless the guard flags it; `events` hears of each answer."""
-        inquiry = _Inquiry(request, self._guard.screen(request.output), time.monotonic() + self._deadline_s)
+        now = time.monotonic()
+        inquiry = _Inquiry(request, self._guard.screen(request.output), now, now + self._deadline_s)
         if inquiry.screened.verdict == "quarantine":
             return inquiry
         for seat in self._asking_order:
@@ -281,6 +281,7 @@ class MultiJudgeConsensus:
             tokens=sum(spent.tokens for spent in (*scores.values(), *faults.values())),
             degraded=_BUDGET if any(reason.startswith(f"{_BUDGET}:") for reason in reasons.values()) else None,
             flags=inquiry.screened.flags,
+            latency_s=time.monotonic() - inquiry.started,
         )
         if inquiry.screened.verdict == "quarantine":
             return replace(bare, status="quarantined")

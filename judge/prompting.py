@@ -163,7 +163,9 @@ def _dumped(request: JudgeRequest, items: int) -> str:
     beside = {name: value for name, value in known.items() if value is not None}
     if others:
         beside["agent_outputs"] = {
-            name: {"abstained": True} if other.abstained else {field: getattr(other, field) for field in _SHOWN_OF_OTHERS}
+            name: {"abstained": True}
+            if other.abstained
+            else {field: getattr(other, field) for field in _SHOWN_OF_OTHERS}
             for name, other in others.items()
         }
     shown = {"output": _shown(output, items), "known_at_the_time": _shown(beside, items)}

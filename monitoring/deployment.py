@@ -25,9 +25,7 @@ class Deployment:
         Told when a version cannot be loaded.
     """
 
-    def __init__(
-        self, config: OrchestratorConfig, coordinator: Coordinator, on_state: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: OrchestratorConfig, coordinator: Coordinator, on_state: Callable[[str], None]) -> None:
         self._config = config
         self._coordinator = coordinator
         self._on_state = on_state
@@ -37,7 +35,10 @@ class Deployment:
         agent_type = version.agent_type
         if self._config.agents not in ("auto", "local"):
             logger.info(
-                "%s stays with %s, as configured; %s is registered only", agent_type, self._config.agents, version.version
+                "%s stays with %s, as configured; %s is registered only",
+                agent_type,
+                self._config.agents,
+                version.version,
             )
             return
         from agents.factory import local_policy

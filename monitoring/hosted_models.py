@@ -12,22 +12,22 @@ from collections.abc import Mapping
 from agents.factory import hosted_policy
 from agents.policies.base import Policy
 from utils.errors import ConfigError
-from utils.llm.factory import ENVIRONMENT_KEYS, PROVIDERS, ChatModels
+from utils.llm.factory import HOSTED, ChatModels
 from utils.logs import logger
 from utils.schema import AGENT_TYPES
-from utils.settings import OrchestratorConfig
+from utils.settings import ENVIRONMENT, OrchestratorConfig
 from utils.telemetry import Telemetry
 
 
 def open_chat_models(config: OrchestratorConfig, *, replay: bool, telemetry: Telemetry) -> ChatModels | None:
     """Return what hosted models are called by, None where the configuration has no use for any."""
     named = config.judges.replace(",", " ").split()
-    wanted = config.agents in PROVIDERS or any(name in PROVIDERS for name in named)
-    keys = any(getattr(config, f"{provider}_api_key") is not None for provider in PROVIDERS)
+    wanted = config.agents in HOSTED or any(name in HOSTED for name in named)
+    keys = any(getattr(config, f"{provider}_api_key") is not None for provider in HOSTED)
     return ChatModels(config, replay=replay, telemetry=telemetry) if wanted or keys else None
 
 
-def boundary_key(config: OrchestratorConfig, *, replay: bool) -> bytes | None:
+def prompt_key(config: OrchestratorConfig, *, replay: bool) -> bytes | None:
     """Return what the boundaries around untrusted text derive from: fixed in a replay, whose prompts must repeat, else None."""
     if not replay:
         return None
@@ -42,15 +42,15 @@ def agents_provider(config: OrchestratorConfig) -> str | None:
     ConfigError
         If a provider is configured and has no key.
     """
-    if config.agents in PROVIDERS:
+    if config.agents in HOSTED:
         if getattr(config, f"{config.agents}_api_key") is None:
             raise ConfigError(
-                f"agents: {config.agents!r} needs a key; set {ENVIRONMENT_KEYS[config.agents]} or choose auto or rules"
+                f"agents: {config.agents!r} needs a key; set {ENVIRONMENT[f'{config.agents}_api_key']} or choose auto or rules"
             )
         return config.agents
     if config.agents != "auto":
         return None
-    return next((p for p in PROVIDERS if getattr(config, f"{p}_api_key") is not None), None)
+    return next((p for p in HOSTED if getattr(config, f"{p}_api_key") is not None), None)
 
 
 def hosted_agents(
@@ -62,9 +62,7 @@ def hosted_agents(
         return {}
     model = chat_models.model(provider)
     return {
-        name: hosted_policy(
-            name, model, rules[name], deadline_s=config.agent(name).timeout_s, boundary_key=key
-        )
+        name: hosted_policy(name, model, rules[name], deadline_s=config.agent(name).timeout_s, boundary_key=key)
         for name in AGENT_TYPES
         if name in rules
     }

@@ -19,15 +19,15 @@ from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.feeds.factory import build_feed
 from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
+from judge.configured_panel import build_panel
 from judge.multi_judge_consensus import MultiJudgeConsensus
-from judge.panel import build_panel
 from monitoring import recovery
 from monitoring.daily_upkeep import DailyUpkeep
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.deployment import Deployment
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
-from monitoring.hosted_models import boundary_key, hosted_agents, open_chat_models, probe
+from monitoring.hosted_models import hosted_agents, open_chat_models, probe, prompt_key
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.library_care import LibraryCare
 from monitoring.metrics_collector import MetricsCollector
@@ -44,8 +44,8 @@ from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
 from utils.errors import ComponentStartError
-from utils.llm.factory import ChatModels
 from utils.ids import ADHOC_RUN, run_identity
+from utils.llm.factory import ChatModels
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -202,7 +202,7 @@ class ProductionOrchestrator:
         library.run_id = self.run.run_id if self.run else ADHOC_RUN
         replay = feed is not None and feed.mode != "live"
         chat_models = self.chat_models = open_chat_models(config, replay=replay, telemetry=self._telemetry)
-        key = boundary_key(config, replay=replay)
+        key = prompt_key(config, replay=replay)
         consensus = build_panel(config, chat_models, key)
         library.exact_search = replay  # an approximate index is built with randomness
         memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)

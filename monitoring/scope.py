@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
-from judge.panel import judge_configs
+from judge.configured_panel import judge_configs
 from monitoring.hosted_models import agents_provider
 from utils.errors import ConfigError
 from utils.settings import OrchestratorConfig

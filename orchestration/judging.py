@@ -21,6 +21,7 @@ from evaluation.error_taxonomy import ErrorInstance, ErrorReport, Severity
 from evaluation.fault_localization import report_of
 from judge.calibration import ScoreCalibration, fit_calibration
 from judge.multi_judge_consensus import ConsensusResult, EvaluationItem, MultiJudgeConsensus
+from judge.robustness_guard import GuardFlag
 from utils.ids import derived_uuid
 from utils.logs import logger
 from utils.schema import AgentOutput, PortfolioState, parse_output
@@ -240,7 +241,7 @@ class Judging:
                 }
                 for s in result.individual_scores
             ],
-            [dict(excluded) for excluded in result.excluded],
+            [*map(dict, result.excluded), *map(_flagged, result.flags)],
             attempts,
             next_retry(item.output.as_of, at, attempts) if pending else None,
             item.cost_usd + result.cost_usd,
@@ -262,7 +263,11 @@ class Judging:
                     faults[0].pointer,
                 )
                 continue
-            agents = {name: other for name, raw in heard.get(row.decision_id or "", {}).items() if (other := parse_output(dict(raw), name)[0])}
+            agents = {
+                name: other
+                for name, raw in heard.get(row.decision_id or "", {}).items()
+                if (other := parse_output(dict(raw), name)[0])
+            }
             portfolio = row.agent_inputs.get("portfolio")
             context = judging_context(
                 output,
@@ -307,6 +312,11 @@ def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:
         for f in found
     ]  # fmt: skip
     return report_of(output.agent_type, errors, output.as_of, {})
+
+
+def _flagged(flag: GuardFlag) -> dict[str, str]:
+    """Return what the guard said of an output as the exclusion of all judges that it is."""
+    return {"judge_id": "guard", "reason": f"quarantine: {flag.family} at {flag.pointer or 'the output'}"}
 
 
 def _kept(result: ConsensusResult) -> float | None:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from output_factory import AS_OF, technical_output
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import evaluations
@@ -14,7 +15,6 @@ from judge.base import JudgeRequest, JudgeScore
 from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from orchestration.judging import JudgeBatch, JudgeItem, Judging, next_retry
-from output_factory import AS_OF, technical_output
 from utils.errors import JudgeError
 from utils.schema import AgentOutput
 
@@ -192,7 +192,9 @@ def test_the_same_opinion_gets_the_same_grade_from_memory_and_from_the_database(
     fresh = JudgeItem("t0", "d0", output, stored.context)
     judge = LocalJudge()
     consensus = MultiJudgeConsensus([], judges=[judge])
-    grades = [consensus.evaluate("technical", item.output, "technical_rubric", item.context) for item in (stored, fresh)]
+    grades = [
+        consensus.evaluate("technical", item.output, "technical_rubric", item.context) for item in (stored, fresh)
+    ]
     assert grades[0].final_score == grades[1].final_score
     assert grades[0].final_score is not None
 
@@ -232,6 +234,6 @@ def test_a_grade_is_never_replaced(
     finally:
         del panel.library.store_evaluations
     before = panel.stored()
-    repeated = replace(captured[0], **{"final_score": change(asdict(captured[0]))["final_score"], "attempts": 5})
+    repeated = replace(captured[0], final_score=change(asdict(captured[0]))["final_score"], attempts=5)
     panel.library.store_evaluations([repeated])
     assert panel.stored() == before
