@@ -44,9 +44,8 @@ def agents_provider(config: OrchestratorConfig) -> str | None:
     """
     if config.agents in HOSTED:
         if getattr(config, f"{config.agents}_api_key") is None:
-            raise ConfigError(
-                f"agents: {config.agents!r} needs a key; set {ENVIRONMENT[f'{config.agents}_api_key']} or choose auto or rules"
-            )
+            variable = ENVIRONMENT[f"{config.agents}_api_key"]
+            raise ConfigError(f"agents: {config.agents!r} needs a key; set {variable} or choose auto or rules")
         return config.agents
     if config.agents != "auto":
         return None
