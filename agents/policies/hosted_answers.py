@@ -14,11 +14,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agents.policies.hosted_state import Shown
+from agents.policies.rules.news import article_evidence
+from data_pipeline.article_selection import headline
 from utils.errors import ProviderError
 from utils.json_pointer import join
 from utils.schema import (
     AgentOutput,
+    Evidence,
     FundamentalOutput,
+    KeyEvent,
+    NewsItem,
     NewsOutput,
     Recommendation,
     StrategistOutput,
@@ -205,9 +210,7 @@ def read_answer(content: Mapping[str, Any], facts: AgentOutput, shown: Shown) ->
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     fields["signals"] = {**facts.signals, **fields["signals"]}
     if isinstance(answer, NewsAnswer):
-        fields["key_events"] = tuple(shown.events[name] for name in dict.fromkeys(answer.key_events))
-        cited = {*answer.evidence_ids, *answer.key_events}
-        fields["evidence"] = tuple(item for name, item in shown.evidence.items() if name in cited)
+        fields |= _quoted(answer, shown.articles)
     if isinstance(answer, StrategistAnswer):
         fields |= _levels(answer, shown.price)
     return fields
@@ -215,11 +218,11 @@ def read_answer(content: Mapping[str, Any], facts: AgentOutput, shown: Shown) ->
 
 def _faults(answer: Opinion, shown: Shown) -> Iterator[tuple[str, str]]:
     """Yield the places where an answer of the right form names what was not shown, or contradicts its own verdict."""
-    yield from _unknown("evidence_ids", answer.evidence_ids, shown.evidence, "evidence")
-    for name in shown.cited_in(answer.reasoning):
+    yield from _unknown("evidence_ids", answer.evidence_ids, shown.articles or shown.evidence, "evidence")
+    for name in shown.unknown_in(answer.reasoning):
         yield "/reasoning", f"[{name}] is no evidence that was shown"
     if isinstance(answer, NewsAnswer):
-        yield from _unknown("key_events", answer.key_events, shown.events, "article")
+        yield from _unknown("key_events", answer.key_events, shown.articles, "article")
     if isinstance(answer, TechnicalAnswer):
         yield from _unknown("patterns", answer.patterns, shown.patterns, "pattern")
     if isinstance(answer, StrategistAnswer):
@@ -248,6 +251,24 @@ def _misplaced(answer: StrategistAnswer, price: float) -> Iterator[tuple[str, st
         yield "/take_profit", f"does not lie {'above' if side > 0 else 'below'} the price of a {answer.recommendation}"
     if side and not (answer.stop_loss and answer.take_profit):
         yield "/stop_loss", "a side needs a stop and a target above 0"
+
+
+def _quoted(answer: NewsAnswer, articles: Mapping[str, NewsItem]) -> dict[str, Any]:
+    """Return the articles that the answer names, quoted by code: a model has no hand in what a headline says."""
+    cited = {*answer.evidence_ids, *answer.key_events}
+    quotes = {name: article_evidence(item, headline(item.text)) for name, item in articles.items() if name in cited}
+    return {
+        "evidence": tuple(Evidence.model_validate(quote) for quote in quotes.values()),
+        "key_events": tuple(
+            KeyEvent(
+                headline=quotes[name]["value"],
+                source=quotes[name]["source"],
+                published_at=quotes[name]["event_time"],
+                evidence_id=name,
+            )
+            for name in dict.fromkeys(answer.key_events)
+        ),
+    }
 
 
 def _levels(answer: StrategistAnswer, price: float) -> dict[str, Any]:

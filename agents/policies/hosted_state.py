@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from agents.policies.base import PastExperience, PolicyRequest
 from agents.policies.prompting import delimited, noted, visible, within
 from agents.policies.rules.figures import written
-from agents.policies.rules.news import article_evidence
 from agents.policies.state_text import technical_state_text
-from data_pipeline.article_selection import headline, usable_articles
+from data_pipeline.article_selection import usable_articles
 from data_pipeline.rounding import price_figure
 from utils.clock import isoformat
-from utils.schema import AgentOutput, Evidence, FundamentalOutput, KeyEvent, NewsOutput, TechnicalOutput
+from utils.schema import AgentOutput, Evidence, FundamentalOutput, NewsItem, NewsOutput, TechnicalOutput
 
 MAX_PROMPT_BYTES = 5900
 """Of a user message; with the system message an agent stays below 8 KB. The budgets of its parts add up to less."""
@@ -44,23 +43,27 @@ class Shown:
     price : float
         USD, as it was written; 0 where the agent was shown none.
     evidence : mapping of str to Evidence
-        By the id that was shown.
-    events : mapping of str to KeyEvent
-        Articles by id.
+        Of what code computed, by the id that was shown.
+    articles : mapping of str to NewsItem
+        Those that were shown, by id.
     patterns : tuple of str
     """
 
     message: str
     price: float = 0.0
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    events: Mapping[str, KeyEvent] = field(default_factory=dict)
+    articles: Mapping[str, NewsItem] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
 
-    def cited_in(self, reasoning: str) -> list[str]:
+    def citable(self, name: str) -> bool:
+        """Whether an id is that of evidence or of an article that was shown."""
+        return name in self.evidence or name in self.articles
+
+    def unknown_in(self, reasoning: str) -> list[str]:
         """Return the ids in square brackets that were not shown; brackets around other words are none of our business."""
         groups = (group.strip() for group in _BRACKETED.findall(reasoning))
-        names = (name for group in groups if group not in self.evidence for name in re.split(r"[,;\s]+", group))
-        return [name for name in names if _ID.fullmatch(name) and name not in self.evidence]
+        names = (name for group in groups if not self.citable(group) for name in re.split(r"[,;\s]+", group))
+        return [name for name in names if _ID.fullmatch(name) and not self.citable(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class _Part:
     facts: list[str]
     texts: list[str]
     evidence: dict[str, Evidence]
-    events: dict[str, KeyEvent] = field(default_factory=dict)
+    articles: dict[str, NewsItem] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
 
 
@@ -95,12 +98,12 @@ def show(facts: AgentOutput, request: PolicyRequest, key: bytes, *, variant: str
     else:
         part = _strategy(facts, request)
     price = price_figure(request.snapshot.price or 0.0)
-    lines = [*_market(request), *part.facts, *_experiences(request.experiences)]
+    lines = [*_market(request), *_experiences(request.experiences), *part.facts]
     if variant:
-        lines.append(f"variant {variant}: one of several independent answers, so weigh the facts anew")
+        lines.insert(0, f"variant {variant}: one of several independent answers, so weigh the facts anew")
     if part.texts:
         lines.append(delimited(part.texts, key))
-    return Shown("\n".join(lines), price, part.evidence, part.events, part.patterns)
+    return Shown("\n".join(lines), price, part.evidence, part.articles, part.patterns)
 
 
 def _market(request: PolicyRequest) -> Iterator[str]:
@@ -139,19 +142,8 @@ def _news(request: PolicyRequest) -> _Part:
         lines.append(f"[{item.item_id}] {hours:.0f} h old, {source}: {visible(item.text, HEADLINE_CHARS)}")
     texts = within(lines, ARTICLES_BYTES)
     chosen = articles[: len(texts)]
-    quoted = {item.item_id: headline(item.text) for item in chosen}
-    evidence = {item.item_id: Evidence.model_validate(article_evidence(item, quoted[item.item_id])) for item in chosen}
-    events = {
-        item.item_id: KeyEvent(
-            headline=quoted[item.item_id],
-            source=item.source or "unnamed source",
-            published_at=item.event_time,
-            evidence_id=item.item_id,
-        )
-        for item in chosen
-    }
     said = f"{len(chosen)} of {len(articles)} articles of the last days, newest first, each with its id:"
-    return _Part([said], texts, evidence, events)
+    return _Part([said], texts, {}, {item.item_id: item for item in chosen})
 
 
 def _technical(facts: TechnicalOutput) -> _Part:
