@@ -176,11 +176,12 @@ def _fundamental(facts: FundamentalOutput) -> _Part:
     return _Part(
         [
             "figures known from filings, each with its id and the day from which it was known:",
+            *lines,
             f"multiple against the median of its own past, -1 (dear) to 1 (cheap): {history}",
             f"price at which the multiple would be back at that median, within 40 percent: {target}",
             f"noted by code, for: {', '.join(facts.key_strengths) or 'nothing'}; against: {', '.join(facts.key_risks) or 'nothing'}",
         ],
-        lines,
+        [],
         evidence,
     )
 

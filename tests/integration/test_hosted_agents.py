@@ -15,12 +15,12 @@ from fakes.dialect import Question
 from fakes.http_server import Reply
 from fakes.vendors import Behaviour, FakeAnthropic, FakeGemini, FakeOpenAI, FakeVendor, answering
 from hosted_questions import INJECTION, KEY, RULES, opinion, request
-from utils.llm.factory import ChatModels
 
 from agents.factory import hosted_policy
 from agents.junior.news_agent import NewsAgent
 from agents.policies.base import Policy
 from agents.policies.prompting import system_prompt
+from utils.llm.factory import ChatModels
 from utils.schema import AgentOutput, StrategistOutput
 from utils.settings import OrchestratorConfig
 

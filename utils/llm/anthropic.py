@@ -54,12 +54,14 @@ class AnthropicAdapter:
         temperature: float | None,
         timeout_s: float,
     ) -> RawAnswer:
-        """Ask once; see `Adapter`."""
+        """Ask once, what the vendor's schemas cannot say (ranges, lengths) in the descriptions; see `Adapter`."""
+        from anthropic import transform_schema
+
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": dict(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}},
         }
         if system := system_text(messages):
             request["system"] = system
