@@ -128,6 +128,8 @@ class Dialect(ABC):
         texts = {
             "nan": '{"score": NaN}',
             "infinity": '{"score": -Infinity}',
+            "overflow": '{"score": 1e400}',
+            "too_deep": '{"score": ' * 100_000 + "7" + "}" * 100_000,
             "two_objects": '{"score": 7}\n{"score": 8}',
             "text_before": 'Here is the score: {"score": 7}',
             "text_after": '{"score": 7} I hope this helps.',

@@ -126,7 +126,6 @@ class HttpServer:
         self.requests: list[Request] = []
         self.connections_made = 0
         self._connections: set[_Connection] = set()
-        self._replies: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="fake-http-server", daemon=True)
         self._port = 0
@@ -165,12 +164,14 @@ class HttpServer:
         self._port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stop.wait()
+        await asyncio.sleep(0)  # who is in the queue is let in, to be told that it is over
+        await asyncio.sleep(0)
         server.close()
-        for connection in list(self._connections):
-            connection.abort()
-        while self._connections:
+        this = asyncio.current_task()
+        while self._connections or asyncio.all_tasks() != {this}:  # a connection may be half made
+            for connection in list(self._connections):
+                connection.abort()
             await asyncio.sleep(0)
-        await asyncio.gather(*self._replies, return_exceptions=True)
 
     def answer(self, request: Request) -> Reply:
         """Note the request and ask the behaviour."""
@@ -233,8 +234,6 @@ class _Connection(asyncio.Protocol):
         self._request = Request(method, unquote(parts.path), query, headers, rest[:length])
         reply = self._server.answer(self._request)
         self._reply = asyncio.ensure_future(self._send(reply))
-        self._server._replies.add(self._reply)
-        self._reply.add_done_callback(self._server._replies.discard)
 
     async def _send(self, reply: Reply) -> None:
         if reply.silent:
