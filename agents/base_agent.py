@@ -53,7 +53,7 @@ class Agent:
         Names the regime for `analyze`.
     timer : callable, optional
         Seconds on a monotonic wall clock. Only live runs give one: latency measured in a replay would make its outputs
-        differ from run to run, so without a timer `latency_s` stays what the policy says.
+        differ from run to run, so without a timer `latency_s` stays what the policy says. What a policy states is kept.
 
     Raises
     ------
@@ -112,7 +112,8 @@ class Agent:
         if self._timer is None:
             return outputs
         latency = max(0.0, self._timer() - start) / len(outputs)
-        return [output.model_copy(update={"latency_s": latency}) for output in outputs]
+        # requests that were asked side by side each know their own latency; a share of the batch would understate it
+        return [o if o.latency_s else o.model_copy(update={"latency_s": latency}) for o in outputs]
 
     def snapshot(self, symbol: str, as_of: datetime | None) -> MarketSnapshot:
         """Return the snapshot that `analyze` looks at.

@@ -12,6 +12,8 @@ from agents.policies.base import Policy
 from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
 from agents.senior.strategist_agent import StrategistAgent
 from utils.errors import ConfigError
+from utils.llm.base import ChatModel
+from utils.schema import AgentType
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
@@ -48,3 +50,28 @@ def local_policy(agent_type: str, version: str, base_dir: Path, adapter_dir: Pat
     from agents.policies.local_model import LocalModelPolicy
 
     return LocalModelPolicy("technical", version, base_dir, adapter_dir, sha256, RulesTechnical())
+
+
+def hosted_policy(
+    agent_type: AgentType,
+    chat_model: ChatModel,
+    rules: Policy,
+    *,
+    deadline_s: float = 10.0,
+    temperature: float | None = None,
+    boundary_key: bytes | None = None,
+    telemetry: Telemetry = NO_TELEMETRY,
+) -> Policy:
+    """Return the policy by which an agent thinks with a hosted model; see `HostedModelPolicy` for the parameters.
+
+    Raises
+    ------
+    ConfigError
+        For an agent that no hosted model thinks for.
+    """
+    from agents.policies.hosted_model import HostedModelPolicy
+
+    return HostedModelPolicy(
+        agent_type, chat_model, rules, deadline_s=deadline_s, temperature=temperature, boundary_key=boundary_key,
+        telemetry=telemetry,
+    )  # fmt: skip

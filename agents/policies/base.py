@@ -72,11 +72,17 @@ class Policy(Protocol):
         Whether `PolicyRequest.experiences` makes a difference to it; searching for them costs time.
     name : str
         ``rules``, ``local:<version>``, ``<provider>:<model>``; written into every output.
+    waits : bool
+        Whether its answers come from a server: it may then be asked by several callers at the same time.
+    prompt_hash : str or None
+        SHA-256 of the system prompt that it asks a hosted model with; None where there is none.
     """
 
     agent_type: AgentType
     name: str
     reads_experiences: bool
+    waits: bool
+    prompt_hash: str | None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request."""

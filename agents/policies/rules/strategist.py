@@ -118,6 +118,8 @@ class RulesStrategist:
     agent_type: AgentType = "strategist"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def __init__(self, settings: StrategistSettings | None = None) -> None:
         self.settings = settings or StrategistSettings()
