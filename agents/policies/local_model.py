@@ -44,6 +44,7 @@ class LocalModelPolicy:
     """
 
     reads_experiences = False
+    waits = False
 
     def __init__(
         self,

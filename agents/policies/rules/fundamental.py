@@ -50,6 +50,7 @@ class RulesFundamental:
     agent_type: AgentType = "fundamental"
     name = "rules"
     reads_experiences = False
+    waits = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a recent filing that is understood the answer is an abstention."""

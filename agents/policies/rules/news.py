@@ -77,6 +77,7 @@ class RulesNews:
     agent_type: AgentType = "news"
     name = "rules"
     reads_experiences = False
+    waits = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a usable article the answer is an abstention."""

@@ -57,6 +57,7 @@ class RulesTechnical:
     agent_type: AgentType = "technical"
     name = "rules"
     reads_experiences = False
+    waits = False
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; fewer than 50 bars or a stale snapshot is an abstention."""
