@@ -249,18 +249,11 @@ class WorkflowRun:
         effect: bool = True,
     ) -> None:
         self._fired.update((rule, name) for name in targets)
-        self._happen(
-            {
-                "event": "rewrite",
-                "rule": rule,
-                "action": action.value,
-                "targets": list(targets),
-                "why": dict(why),
-                "at_ms": at_ms,
-                "effect": effect,
-                "changed": sentence.format(", ".join(targets)),
-            }  # fmt: skip
-        )
+        event = {
+            "event": "rewrite", "rule": rule, "action": action.value, "targets": list(targets), "why": dict(why),
+            "at_ms": at_ms, "effect": effect, "changed": sentence.format(", ".join(targets)),
+        }  # fmt: skip
+        self._happen(event)
 
     def _happen(self, event: Event) -> None:
         self._trace.append(event)

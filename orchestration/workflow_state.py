@@ -177,8 +177,22 @@ class WorkflowProgress:
                 step.waits_for, step.not_before_ms = (), at_ms
         else:
             running = self.with_status("running")
-            for before, step in zip([None, *targets], chosen, strict=False):
-                step.waits_for = (*running, before) if before else (*step.waits_for, *running)
+            before: tuple[str, ...] = ()
+            for step in (self.steps[name] for name in self._in_order() if name in targets):
+                step.waits_for = (*step.waits_for, *running, *before)
+                before = (step.agent,)
+
+    def _in_order(self) -> list[str]:
+        """Return all agents, each after those it waits for: a chain along it closes no circle."""
+        order: list[str] = []
+        while len(order) < len(self.steps):
+            done = set(order)
+            order += [
+                step.agent
+                for step in self.steps.values()
+                if step.agent not in done and all(n in done or n not in self.steps for n in step.waits_for)
+            ]
+        return order
 
 
 def replay_trace(trace: Sequence[Mapping[str, Any]], outputs: Mapping[str, AgentOutput] | None = None) -> WorkflowState:
