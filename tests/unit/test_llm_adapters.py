@@ -53,7 +53,9 @@ class Server:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                lengths = [line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length:")]
+                lengths = [
+                    line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length:")
+                ]
                 body = await reader.readexactly(int(lengths[0]) if lengths else 0)
                 self.requests.append((head, body))
                 answering = asyncio.ensure_future(self.reply(head, body, writer))
@@ -103,7 +105,9 @@ def reached(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_the_deadline_holds_against_a_server_that_trickles_and_closes_its_connection(vendor: str, server: Server) -> None:
+def test_the_deadline_holds_against_a_server_that_trickles_and_closes_its_connection(
+    vendor: str, server: Server
+) -> None:
     async def trickle(head: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n")
         while True:
@@ -256,7 +260,9 @@ def test_loopback_is_told_from_elsewhere(url: str, loopback: bool) -> None:
     assert is_loopback(url) is loopback
 
 
-@pytest.mark.parametrize("error", [TypeError("x"), AttributeError("x"), KeyError("x"), json.JSONDecodeError("x", "y", 0)])
+@pytest.mark.parametrize(
+    "error", [TypeError("x"), AttributeError("x"), KeyError("x"), json.JSONDecodeError("x", "y", 0)]
+)
 def test_what_an_sdk_trips_over_in_a_reply_is_malformed(error: Exception) -> None:
     assert vendor_fault(Endpoint("openai", "m", "k"), error).kind == "malformed"
 

@@ -98,7 +98,9 @@ def test_a_model_without_a_key_names_the_variable_to_set(server: OpenAIServer, t
     made.close()
 
 
-def test_there_is_one_instance_for_a_name_and_the_settings_name_the_default(server: OpenAIServer, tmp_path: Path) -> None:
+def test_there_is_one_instance_for_a_name_and_the_settings_name_the_default(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
     made = models(server, tmp_path)
     assert made.model("openai") is made.model("openai", "gpt-5.4-mini")
     assert made.model("openai", "known").name == "openai:known"
@@ -118,7 +120,9 @@ def test_a_wrong_table_of_prices_stops_the_start(server: OpenAIServer, tmp_path:
         models(server, tmp_path, llm={"prices": tmp_path / "p.yaml"})
 
 
-@pytest.mark.parametrize(("replay", "cache", "asked"), [(True, "auto", 1), (False, "auto", 2), (False, "on", 1), (True, "off", 2)])
+@pytest.mark.parametrize(
+    ("replay", "cache", "asked"), [(True, "auto", 1), (False, "auto", 2), (False, "on", 1), (True, "off", 2)]
+)
 def test_answers_are_kept_in_replays_or_where_asked_for(
     server: OpenAIServer, tmp_path: Path, replay: bool, cache: str, asked: int
 ) -> None:
@@ -129,13 +133,21 @@ def test_answers_are_kept_in_replays_or_where_asked_for(
     assert server.asked == asked
 
 
-def test_a_server_of_ones_own_costs_nothing_unless_the_table_has_the_model(server: OpenAIServer, tmp_path: Path) -> None:
+def test_a_server_of_ones_own_costs_nothing_unless_the_table_has_the_model(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
     made = models(server, tmp_path)
     assert made.model("openai", "known").complete(ASK, SCHEMA).cost_usd == 0
     assert made.model("openai", "gpt-5.4-mini").complete(ASK, SCHEMA).cost_usd == pytest.approx(0.0012)
     status = made.status()
     assert status["spent_today_usd"] == pytest.approx(0.0012)
-    assert status["models"]["openai:known"] == {"state": "ready", "calls": 1, "failed": 0, "tokens": 1100, "cost_usd": 0}
+    assert status["models"]["openai:known"] == {
+        "state": "ready",
+        "calls": 1,
+        "failed": 0,
+        "tokens": 1100,
+        "cost_usd": 0,
+    }
     assert json.loads(json.dumps(status)) == status
     made.close()
     again = models(server, tmp_path)
@@ -194,7 +206,13 @@ def test_a_notebook_gets_a_single_model(server: OpenAIServer) -> None:
 
 @pytest.mark.parametrize(
     ("model", "provider"),
-    [("claude-haiku-5-5", "anthropic"), ("gpt-5", "openai"), ("o3-mini", "openai"), ("gemini-x", "gemini"), ("local:x", "local")],
+    [
+        ("claude-haiku-5-5", "anthropic"),
+        ("gpt-5", "openai"),
+        ("o3-mini", "openai"),
+        ("gemini-x", "gemini"),
+        ("local:x", "local"),
+    ],
 )
 def test_a_models_name_says_its_provider(model: str, provider: str) -> None:
     assert provider_of(model) == provider

@@ -248,7 +248,9 @@ def test_a_probe_of_a_busy_vendor_leaves_the_model_on(loop: LoopThread) -> None:
     assert made.status()["state"] == "ready"
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "1", '{"a": NaN}', '{"a": 1e999}', '{"a": 1} {"b": 2}', '{"a": "\\u0000"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "1", '{"a": NaN}', '{"a": 1e999}', '{"a": 1} {"b": 2}', '{"a": "\\u0000"}']
+)
 def test_what_is_not_one_storable_json_object_is_malformed(loop: LoopThread, text: str) -> None:
     assert kind_of(model(loop, RawAnswer(text, "m", 1, 1))) == "malformed"
 
