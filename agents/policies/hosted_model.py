@@ -16,7 +16,7 @@ from agents.base_agent import abstain
 from agents.policies.base import Policy, PolicyRequest
 from agents.policies.hosted_answers import FORMS, answer_schema, read_answer
 from agents.policies.hosted_state import Shown, show
-from agents.policies.prompting import prompt_hash, system_prompt
+from agents.policies.prompting import legible, prompt_hash, system_prompt
 from utils.errors import ConfigError, ProviderError, ProviderFault
 from utils.llm.base import ChatAnswer, ChatMessage, ChatModel
 from utils.logs import logger

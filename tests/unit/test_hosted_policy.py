@@ -25,7 +25,7 @@ from agents.policies.base import PastExperience, Policy
 from agents.policies.hosted_answers import FORMS, answer_schema
 from agents.policies.hosted_model import ANSWERLESS, HostedModelPolicy
 from agents.policies.hosted_state import MAX_PROMPT_BYTES
-from agents.policies.prompting import delimited, noted, prompt_hash, system_prompt, within
+from agents.policies.prompting import delimited, legible, noted, prompt_hash, system_prompt, within
 from agents.policies.rules import RulesNews, RulesTechnical
 from agents.senior.strategist_agent import SamplingPolicy, StrategistAgent
 from utils.errors import ConfigError, ProviderError, ProviderFault
