@@ -67,9 +67,9 @@ def vendor_fault(endpoint: Endpoint, error: Exception) -> VendorError:
         return VendorError(
             f"{where}: the messages hold a character that cannot be sent ({error.reason})", kind="request"
         )
-    if isinstance(error, json.JSONDecodeError) or names & {"RemoteProtocolError", "DecodingError", "JSONDecodeError"}:
+    if isinstance(error, json.JSONDecodeError) or names & {"RemoteProtocolError", "DecodingError", "JSONDecodeError", "ParseError"}:
         if "RemoteProtocolError" in names:
-            text = f"{where}: the connection broke ({_quote(endpoint, error)}); it is tried again"
+            text = f"{where}: the connection broke ({_quote(endpoint, error)}); try again later"
             return VendorError(text, kind="overload", sent=True)
         text = f"{where}: the reply is no complete JSON; check {variable} and what stands between"
         return VendorError(text, kind="malformed", sent=True)
@@ -96,7 +96,7 @@ def no_api_reply(endpoint: Endpoint, reply: object) -> VendorError:
     """Return the fault of a reply that the SDK let through although it is none of the API's, such as a proxy's page."""
     variable = BASE_URL_VARIABLES.get(endpoint.provider, "the base URL")
     shape = "a page of text" if isinstance(reply, str) else "JSON of another shape"
-    return unusable(endpoint, "malformed", f"the server replied with {shape} than the API's; check {variable}")
+    return unusable(endpoint, "malformed", f"the server replied with {shape}, not as the API does; check {variable}")
 
 
 def _status_fault(endpoint: Endpoint, status: int, error: Exception) -> VendorError:
@@ -119,6 +119,12 @@ def _status_fault(endpoint: Endpoint, status: int, error: Exception) -> VendorEr
         text = f"{where}, overloaded or out of order ({quote}); try again later"
         return VendorError(text, kind="overload", retry_after_s=retry_after_s(error), sent=status == 504)
     return VendorError(f"{where}, request refused ({quote}); change the request or the model", kind="request")
+
+
+def names_the_model(error: Exception) -> bool:
+    """Return whether a 404 is about the model, rather than about an address that the server does not have."""
+    said = _everything_said(error)
+    return "model_not_found" in said or "not_found_error" in said
 
 
 def refused_parameter(error: Exception, *names: str) -> bool:
@@ -179,7 +185,7 @@ def _quote(endpoint: Endpoint, error: Exception) -> str:
     text = str(message or error or type(error).__name__)
     if cause is not None and str(cause) and text in ("Connection error.", "Request timed out."):
         text = str(cause)
-    text = " ".join(_struck_out(endpoint, text).split())
+    text = " ".join(_struck_out(endpoint, re.sub(r"^[A-Z]+ https?://\S+: ", "", text)).split())
     return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 1] + "…"
 
 

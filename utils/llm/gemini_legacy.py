@@ -17,6 +17,7 @@ from utils.llm.adapter import RawAnswer, VendorError, system_text, with_schema
 from utils.llm.base import ChatMessage
 from utils.llm.faults import Endpoint, vendor_fault
 from utils.llm.gemini import DEFAULT_BASE_URL, conversation, read_reply
+from utils.llm.http_client import is_loopback
 from utils.llm.worker_pool import WorkerPool
 
 _PROBE_TIMEOUT_S = 5.0
@@ -46,6 +47,7 @@ class LegacyGeminiAdapter:
             warnings.simplefilter("ignore")
             self._genai = importlib.import_module("google.generativeai")
         self._genai.configure(api_key=key, transport="rest", client_options={"api_endpoint": base_url})
+        self._tame_sessions(is_loopback(base_url))
         self.model = model
         self._endpoint = Endpoint(self.provider, model, key)
         self._pool = WorkerPool(threads, "gemini")
@@ -87,6 +89,15 @@ class LegacyGeminiAdapter:
     async def aclose(self) -> None:
         """Let the threads end."""
         self._pool.close()
+
+    @staticmethod
+    def _tame_sessions(own_machine: bool) -> None:
+        """Ask once on a refused key, and this machine's own server directly: the SDK has settings for neither."""
+        client = importlib.import_module("google.generativeai.client")
+        for made in (client.get_default_generative_client(), client.get_default_model_client()):
+            session = made.transport._session
+            session._max_refresh_attempts = 0
+            session.trust_env = not own_machine
 
     async def _run(self, work: Any) -> Any:
         if self._pool.is_full:

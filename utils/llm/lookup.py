@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from utils.llm.adapter import VendorError
-from utils.llm.faults import Endpoint, vendor_fault
+from utils.llm.faults import Endpoint, names_the_model, vendor_fault
 
 PROBE_TIMEOUT_S = 5.0
 
@@ -27,7 +27,7 @@ async def look_up(
     try:
         await retrieve()
     except Exception as error:  # SDKs raise nearly anything
-        fault = vendor_fault(endpoint, error)
+        fault, first = vendor_fault(endpoint, error), error
     else:
         return
     if not fault.unknown_model:
@@ -39,6 +39,8 @@ async def look_up(
         second = vendor_fault(endpoint, error)
         if not second.unknown_model:
             raise second from error
+        if names_the_model(first):
+            raise fault from error
         text = f"{endpoint.provider} {endpoint.model}: the server neither shows nor lists models; only a call can tell"
         raise VendorError(text, kind="request") from error
     if endpoint.model not in known:

@@ -38,6 +38,7 @@ class OpenAIAdapter:
         self._client = AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url))
         self._takes_schema = True
         self._takes_temperature = True
+        self._completions = self._client.chat.completions  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
         self,
@@ -63,7 +64,7 @@ class OpenAIAdapter:
             said = messages if with_format else with_schema(messages, schema)
             request["messages"] = [{"role": message.role, "content": message.content} for message in said]
             try:
-                reply = await self._client.chat.completions.create(**request, timeout=timeout(timeout_s))
+                reply = await self._completions.create(**request, timeout=timeout(timeout_s))
                 return self._answer(reply)
             except Exception as error:  # the SDK raises nearly anything, a TypeError from its parsing among it
                 # another call may have learnt it meanwhile: what counts is what this request said
