@@ -24,6 +24,13 @@ _STOPPED: dict[str, tuple[ProviderFault, str]] = {
 }
 
 
+_SUPPORTED = (
+    "type", "enum", "const", "title", "description", "format", "properties", "required", "additionalProperties", "items",
+    "anyOf", "allOf", "$ref", "$defs",
+)  # fmt: skip
+"""Keywords of JSON schema that structured output takes; it answers the others with status 400."""
+
+
 class AnthropicAdapter:
     """One Claude model.
 
@@ -60,7 +67,7 @@ class AnthropicAdapter:
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": dict(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": supported(schema)}},
         }
         if system := system_text(messages):
             request["system"] = system
@@ -105,3 +112,24 @@ class AnthropicAdapter:
         if not text.strip():
             raise unusable(self._endpoint, "malformed", f"the answer is empty (stop_reason {stop_reason})", answer)
         return answer
+
+
+def supported(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose ranges and lengths stand in descriptions, where the model reads them and the API takes them.
+
+    Done as by the SDK's own `transform_schema`, which is not public and does not know a list of types.
+    """
+    kept: dict[str, Any] = {}
+    for word, value in schema.items():
+        if word in ("properties", "$defs"):
+            kept[word] = {name: supported(part) for name, part in value.items()}
+        elif word == "items":
+            kept[word] = supported(value)
+        elif word in ("anyOf", "oneOf", "allOf"):
+            kept["anyOf" if word == "oneOf" else word] = [supported(part) for part in value]
+        elif word in _SUPPORTED or (word == "minItems" and value in (0, 1)):
+            kept[word] = value
+    moved = ", ".join(f"{word}: {schema[word]}" for word in schema if word not in kept and word != "oneOf")
+    if moved:
+        kept["description"] = f"{kept['description']} ({moved})" if "description" in kept else moved
+    return kept
