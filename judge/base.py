@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from evaluation.error_taxonomy import ErrorReport
+from evaluation.ground_truth import GroundTruth
 from judge.rubrics import Rubric
 from utils.errors import JudgeError, LookAheadError
-from utils.schema import AgentOutput
+from utils.schema import AgentOutput, PortfolioState, parse_output
 
 OUTCOME_KEYS = frozenset(
     ("outcome", "outcomes", "actual_return", "benchmark_return", "reward", "success", "matured_at", "ground_truth")
@@ -34,13 +37,17 @@ class JudgeRequest:
     rubric : Rubric
         What it is graded on.
     context : mapping
-        What was known when the output was made. The local judge reads ``price`` (USD), ``daily_volatility`` (fraction),
-        ``portfolio`` ({equity, cash, weights}) and ``agent_outputs`` ({name: AgentOutput}), each optional.
+        What was known when the output was made, each key optional: ``truth`` (a `GroundTruth` without the right call),
+        ``report`` (the `ErrorReport` on this output), ``price`` (USD), ``daily_volatility`` (fraction), ``portfolio``
+        ({equity, cash, weights}) and ``agent_outputs`` ({name: AgentOutput}). The last four follow from ``truth`` where
+        they are not given. Other keys are shown to judges that read, under their names.
 
     Raises
     ------
     LookAheadError
-        If the context holds a key that names an outcome.
+        If the context holds a key that names an outcome, or its truth the right call.
+    JudgeError
+        If ``truth`` or ``report`` are of another type, or the report is on another agent's output.
     """
 
     agent_type: str
@@ -54,6 +61,39 @@ class JudgeRequest:
             raise LookAheadError(
                 f"a judge must not know the outcome; remove {', '.join(sorted(leaked))} from the context"
             )
+        truth, report = self.context.get("truth"), self.context.get("report")
+        if truth is not None and not isinstance(truth, GroundTruth):
+            raise JudgeError(f"invalid: context.truth must be a GroundTruth, not {type(truth).__name__}")
+        if truth is not None and truth.recommendation is not None:
+            raise LookAheadError("a judge must not know the right call; remove recommendation from context.truth")
+        if report is not None and not isinstance(report, ErrorReport):
+            raise JudgeError(f"invalid: context.report must be an ErrorReport, not {type(report).__name__}")
+        if report is not None and report.agent_type != self.agent_type:
+            raise JudgeError(f"invalid: context.report is on a {report.agent_type} output, not a {self.agent_type} one")
+
+    def truth(self) -> GroundTruth:
+        """Return what the output can be held against: the context's truth, else what its other keys say."""
+        truth = self.context.get("truth")
+        if truth is not None:
+            return truth
+        book = self.context.get("portfolio")
+        portfolio = PortfolioState(book["equity"], book["cash"], book.get("weights") or {}) if book else None
+        return GroundTruth(agent_outputs=self.context.get("agent_outputs") or {}, portfolio=portfolio)
+
+    def known(self) -> dict[str, Any]:
+        """Return the context with price, daily_volatility, portfolio and agent_outputs filled in from the truth."""
+        known = {name: value for name, value in self.context.items() if name not in ("truth", "report")}
+        truth = self.context.get("truth")
+        if truth is None:
+            return known
+        if truth.snapshot is not None:
+            known.setdefault("price", truth.snapshot.price)
+            known.setdefault("daily_volatility", truth.snapshot.inputs.daily_volatility)
+        if truth.portfolio is not None:
+            book = truth.portfolio
+            known.setdefault("portfolio", {"equity": book.equity, "cash": book.cash, "weights": dict(book.weights)})
+        known.setdefault("agent_outputs", truth.agent_outputs)
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +110,10 @@ class JudgeScore:
         Why, in words for people.
     criteria_scores : dict of str to float
         0..100 for each dimension of the rubric.
+    cost_usd : float
+        What the grade cost; 0 for local judges and answers from a cache.
+    tokens : int
+        Read and written by a model, as its provider counts them; 0 for code.
 
     Raises
     ------
@@ -82,12 +126,14 @@ class JudgeScore:
     confidence: float
     reasoning: str
     criteria_scores: dict[str, float]
+    cost_usd: float = 0.0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check_range(self.judge_id, "score", self.score, 100)
-        _check_range(self.judge_id, "confidence", self.confidence, 1)
+        check_range(self.judge_id, "score", self.score, 100)
+        check_range(self.judge_id, "confidence", self.confidence, 1)
         for name, value in self.criteria_scores.items():
-            _check_range(self.judge_id, name, value, 100)
+            check_range(self.judge_id, name, value, 100)
 
 
 class Judge(Protocol):
@@ -95,7 +141,7 @@ class Judge(Protocol):
 
     Failure contract: a judge that cannot grade (no key, time-out, refusal, malformed answer, an output that abstained)
     raises `JudgeError` with the reason; it never invents a score and never returns a default. It keeps its own deadline
-    below the panel's. Two calls may run at the same time.
+    below the panel's. Calls may run at the same time.
 
     Attributes
     ----------
@@ -110,6 +156,52 @@ class Judge(Protocol):
         ...
 
 
-def _check_range(judge_id: str, name: str, value: float, top: float) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= top:
-        raise JudgeError(f"malformed: {judge_id} gave {name} {value!r}, which is not within 0..{top}")
+@runtime_checkable
+class WaitingJudge(Protocol):
+    """A judge that waits for a server: it can begin a grade without blocking and without a thread.
+
+    The failure contract is that of `Judge`, out of the future. Cancelling the future ends the call.
+    """
+
+    judge_id: str
+
+    def begin(self, request: JudgeRequest, deadline_s: float, account: str) -> Future[JudgeScore]:
+        """Return at once with a future of the grade.
+
+        Parameters
+        ----------
+        request : JudgeRequest
+        deadline_s : float
+            Wall seconds until the future holds a grade or a fault.
+        account : str
+            The identity of the decision that pays for it.
+        """
+        ...
+
+
+def check_range(judge_id: str, name: str, value: Any, top: float) -> None:
+    """Raise JudgeError unless `value` is a finite number of 0..`top`; a bool is none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 <= value <= top:
+        shown = f"{value!r}"[:40]
+        raise JudgeError(f"malformed: {judge_id} gave {name} {shown}, which is not within 0..{top}")
+
+
+def readable_output(agent_type: str, raw: AgentOutput | Mapping[str, Any] | str) -> AgentOutput:
+    """Return an output that a judge could grade.
+
+    Raises
+    ------
+    JudgeError
+        If it is no valid output of the agent (``invalid: ...``) or abstained (``abstained: ...``).
+    """
+    content = raw if isinstance(raw, (AgentOutput, str)) else dict(raw)
+    output, findings = parse_output(content, agent_type)
+    if output is None:
+        faults = "; ".join(f"{finding.pointer}: {finding.description}" for finding in findings)
+        raise JudgeError(f"invalid: the output cannot be read: {faults[:300]}")
+    if output.agent_type != agent_type:
+        raise JudgeError(f"invalid: the output is a {output.agent_type} agent's, not a {agent_type} agent's")
+    if output.abstained:
+        raise JudgeError("abstained: an abstention has no reasoning to grade")
+    return output

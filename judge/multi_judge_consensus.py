@@ -1,108 +1,84 @@
 """The panel: asks every judge, leaves out those that fail, and combines the rest into one grade.
 
-The judging thread calls `MultiJudgeConsensus.evaluate` when a decision has been taken, before its outcome exists. It
-never gives a failed judge a default score, and below quorum there is no score at all.
+The judging thread calls `MultiJudgeConsensus.evaluate_many` when decisions have been taken, before their outcomes exist.
+It never gives a failed judge a default score, below quorum there is no score at all, and what the guard flags no judge
+is shown.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import Any
 
-import numpy as np
-
-from judge.base import Judge, JudgeRequest, JudgeScore
+from judge.base import Judge, JudgeRequest, JudgeScore, WaitingJudge, readable_output
 from judge.calibration import ScoreCalibration
-from judge.combining import METHODS, Combined, Vote, combine, effective_votes, krippendorff_alpha
-from judge.local_judge import LocalJudge
+from judge.combining import METHODS, Combined, Vote, combine
+from judge.consensus_result import ConsensusResult, EvaluationItem
+from judge.panel import ChatModelSource, seats_of
+from judge.reliability import ReliabilityWindow
+from judge.robustness_guard import GuardVerdict, RobustnessGuard
 from judge.rubrics import Rubric, load_rubric
-from utils.errors import ConfigError, JudgeError, nearest
-from utils.schema import AgentOutput, parse_output
+from utils.errors import ConfigError, JudgeError
+from utils.schema import AgentOutput
 
-WINDOW = 200
-"""Items that alpha and effective votes look back on."""
+__all__ = ["ConsensusResult", "EvaluationItem", "MultiJudgeConsensus"]
 
 DEFAULT_QUORUM = 2
+IN_FLIGHT = 16
+"""Items that one caller has open at once, each with a call to every hosted judge."""
 
-PROVIDER_PREFIXES = {"claude": "anthropic", "gpt": "openai", "gemini": "gemini", "local": "local"}
-BUILDERS: dict[str, Callable[[str], Judge]] = {"local": LocalJudge}
-"""Provider to what builds its judge from an id; a provider without an entry has no judge in this version."""
+_NOT_SEATED = ("auth:", "budget:")
+"""Reasons that take a judge off the quorum: it has no key, or may not be paid."""
 
-_CONFIG_KEYS = ("id", "model", "weight", "provider")
-
-
-@dataclass(frozen=True, slots=True)
-class ConsensusResult:
-    """What the panel says of one output.
-
-    Attributes
-    ----------
-    status : {"ok", "pending", "quarantined"}
-        ``pending`` below quorum: to be tried again, there is no score.
-    final_score : float or None
-        0..100.
-    confidence : float
-        0..1; 0 while pending.
-    agreement_level : float or None
-        1 - (max - min)/100; None for fewer than two grades.
-    individual_scores : tuple of JudgeScore
-        In the order of the panel.
-    excluded : tuple of dict
-        ``judge_id`` and ``reason``, which begins with one word for its kind.
-    consensus_method : str
-        The method that was asked for.
-    disagreement_detected : bool
-    resolution_applied : str or None
-        What replaced the method: ``median`` on disagreement, ``weighted_average`` where labels are too few.
-    alpha : float or None
-        Krippendorff's interval alpha over the last 200 items.
-    effective_votes : float or None
-        What the grading judges are worth together; None until enough items are there to tell.
-    """
-
-    status: Literal["ok", "pending", "quarantined"]
-    final_score: float | None
-    confidence: float
-    agreement_level: float | None
-    individual_scores: tuple[JudgeScore, ...]
-    excluded: tuple[dict[str, str], ...]
-    consensus_method: str
-    disagreement_detected: bool
-    resolution_applied: str | None
-    alpha: float | None
-    effective_votes: float | None
+_BUDGET = "budget"
 
 
-@dataclass(frozen=True, slots=True)
-class _Seat:
-    judge: Judge
-    weight: float
+@dataclass(slots=True)
+class _Inquiry:
+    """One item while its judges are being asked."""
+
+    request: JudgeRequest
+    screened: GuardVerdict
+    started: float
+    deadline: float
+    futures: dict[str, Future[JudgeScore]] = field(default_factory=dict)
+    scores: dict[str, JudgeScore] = field(default_factory=dict)
+    faults: dict[str, JudgeError] = field(default_factory=dict)
+
+    def is_complete(self) -> bool:
+        return all(future.done() for future in self.futures.values())
 
 
 class MultiJudgeConsensus:
-    """A panel of judges.
+    """A panel of judges. Its methods may be called from several threads at the same time.
 
     Parameters
     ----------
     judge_configs : sequence of mapping
-        {id, model, weight 1.0, provider?}; without provider the model's name decides.
+        {id, model, weight 1.0, provider?}; without provider the model's name decides. Model ``local`` is the judge that is
+        code, ``local:<folder>`` a language model on this machine.
     consensus_method : str
         weighted_average, majority_vote, median, min, max or calibrated.
     disagreement_threshold : float
         Points between the highest and the lowest grade above which the median counts.
     deadline_s : float
-        Wall seconds for the whole panel.
+        Wall seconds for the whole panel, an item.
     quorum : int, optional
-        Grades that are needed; 2 where None. A single judge is always its own quorum.
-    judges : sequence of Judge
+        Grades that are needed; 2 where None. A judge without a key, or beyond the budget, does not count, and a single
+        judge that does is its own quorum.
+    judges : sequence of Judge or WaitingJudge
         Ready judges. One whose id stands in `judge_configs` takes its weight from there; the others weigh 1.
     calibrations : mapping of str to ScoreCalibration
         Curves by judge id for the method ``calibrated``; judges without one make it fall back to weighted_average.
+    chat_models : ChatModelSource, optional
+        Where hosted judges get their models, which its owner closes. Without it each gets one by the key in its
+        environment variable, and the panel closes them.
+    prompt_key : bytes, optional
+        Given by replays, see `LLMJudge`.
 
     Raises
     ------
@@ -120,8 +96,10 @@ class MultiJudgeConsensus:
         *,
         deadline_s: float = 20.0,
         quorum: int | None = None,
-        judges: Sequence[Judge] = (),
+        judges: Sequence[Judge | WaitingJudge] = (),
         calibrations: Mapping[str, ScoreCalibration] | None = None,
+        chat_models: ChatModelSource | None = None,
+        prompt_key: bytes | None = None,
     ) -> None:
         if consensus_method not in METHODS:
             raise ValueError(f"consensus method {consensus_method!r} is none of {', '.join(METHODS)}")
@@ -129,27 +107,28 @@ class MultiJudgeConsensus:
             raise ConfigError(f"judge.deadline_s: must be positive seconds, not {deadline_s!r}")
         if not disagreement_threshold >= 0:
             raise ConfigError(f"judge.disagreement_threshold: must be 0 or more points, not {disagreement_threshold!r}")
-        self._seats = _seats(judge_configs, judges)
+        self._seats, self._owned = seats_of(judge_configs, judges, chat_models, prompt_key)
+        self._weights = {seat.judge_id: seat.weight for seat in self._seats}
+        # code answers last: servers think while it computes
+        self._asking_order = sorted(self._seats, key=lambda seat: seat.is_instant)
         self._method = consensus_method
         self._threshold = disagreement_threshold
         self._deadline_s = deadline_s
         self._quorum = _quorum(quorum, len(self._seats))
         self._calibrations = dict(calibrations or {})
         self._rubrics: dict[str, Rubric] = {}
-        self._window: deque[dict[str, float]] = deque(maxlen=WINDOW)
-        self._lock = threading.Lock()
-        # a thread for each judge: one that hangs can hold up its own calls only
-        self._pools: dict[str, ThreadPoolExecutor] = {}
-        if len(self._seats) > 1:
-            for seat in self._seats:
-                name = seat.judge.judge_id
-                self._pools[name] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"judge-{name}")
+        self._reliability = ReliabilityWindow(self.judge_ids)
+        self._guard = RobustnessGuard()
         self._closed = False
 
     @property
     def judge_ids(self) -> tuple[str, ...]:
         """The judges of the panel, in order."""
-        return tuple(seat.judge.judge_id for seat in self._seats)
+        return tuple(seat.judge_id for seat in self._seats)
+
+    def set_calibrations(self, calibrations: Mapping[str, ScoreCalibration]) -> None:
+        """Take other curves for the method ``calibrated``, from the next conclusion on."""
+        self._calibrations = dict(calibrations)
 
     def evaluate(
         self,
@@ -157,67 +136,80 @@ class MultiJudgeConsensus:
         agent_output: AgentOutput | Mapping[str, Any] | str,
         rubric_path: str,
         context: Mapping[str, Any] | None = None,
+        *,
+        account: str = "",
     ) -> ConsensusResult:
-        """Grade one output.
+        """Grade one output; parameters as in `EvaluationItem`, faults as in `evaluate_many`."""
+        return self.evaluate_many([EvaluationItem(agent_type, agent_output, rubric_path, context or {}, account)])[0]
+
+    def evaluate_many(self, items: Sequence[EvaluationItem], *, in_flight: int = IN_FLIGHT) -> list[ConsensusResult]:
+        """Grade many outputs, several at a time.
 
         Parameters
         ----------
-        agent_type : str
-        agent_output : AgentOutput, mapping or JSON text
-        rubric_path : str
-            A YAML file or a name such as ``news_rubric``; read once.
-        context : mapping, optional
-            What was known at decision time, see `JudgeRequest`.
+        items : sequence of EvaluationItem
+        in_flight : int
+            Items open at once, at least 1; each has the deadline of its own, from its own start.
+
+        Returns
+        -------
+        list of ConsensusResult
+            In the order of the items, as agreement and effective votes are taken, whatever is finished first.
 
         Raises
         ------
         JudgeError
-            If the output abstained or is no valid output of the agent: no judge could ever grade it, so it does not
-            stay pending.
+            If an output abstained or is no valid output of the agent: no judge could ever grade it, so it does not stay
+            pending. Then nobody has been asked, as with the two below.
         LookAheadError
-            If the context tells the outcome.
+            If a context tells the outcome.
         ConfigError
-            If the rubric is wrong or belongs to another agent.
+            If a rubric is wrong or belongs to another agent.
         """
-        output = _parsed(agent_type, agent_output)
-        request = JudgeRequest(agent_type, output, self._rubric(agent_type, rubric_path), context or {})
-        scores, excluded = self._ask(request)
-        if len(scores) < self._quorum:
-            return ConsensusResult(
-                "pending",
-                None,
-                0.0,
-                None,
-                tuple(scores.values()),
-                tuple(excluded),
-                self._method,
-                False,
-                None,
-                None,
-                None,
-            )
-        combined = self._combine(scores)
-        alpha, votes = self._remember({name: grade.score for name, grade in scores.items()})
-        return ConsensusResult(
-            status="ok",
-            final_score=combined.score,
-            confidence=combined.confidence,
-            agreement_level=combined.agreement_level,
-            individual_scores=tuple(scores.values()),
-            excluded=tuple(excluded),
-            consensus_method=self._method,
-            disagreement_detected=combined.disagreement,
-            resolution_applied=combined.resolution,
-            alpha=alpha,
-            effective_votes=votes,
-        )
+        if in_flight < 1:
+            raise ValueError(f"in_flight must be at least 1, not {in_flight}")
+        if self._closed:
+            raise JudgeError("closed: the panel has been closed")
+        requests = [self._request(item) for item in items]
+        results: list[ConsensusResult] = []
+        open_: dict[int, _Inquiry] = {}
+        finished: dict[int, _Inquiry] = {}
+        events: SimpleQueue[int] = SimpleQueue()
+        begun = 0
+        try:
+            while len(results) < len(requests):
+                while begun < len(requests) and len(open_) < in_flight:
+                    open_[begun] = self._begun(requests[begun], items[begun].account, begun, events)
+                    begun += 1
+                now = time.monotonic()
+                for index in [i for i, inquiry in open_.items() if inquiry.is_complete() or inquiry.deadline <= now]:
+                    finished[index] = inquiry = open_.pop(index)
+                    self._gather(inquiry)
+                while len(results) in finished:
+                    results.append(self._concluded(finished.pop(len(results))))
+                if open_ and (begun == len(requests) or len(open_) == in_flight):
+                    try:
+                        events.get(timeout=max(0.0, min(i.deadline for i in open_.values()) - time.monotonic()))
+                    except Empty:
+                        continue  # a deadline has passed
+        finally:
+            for inquiry in open_.values():
+                for future in inquiry.futures.values():
+                    future.cancel()
+        return results
 
     def close(self) -> None:
-        """Release the judges' threads; idempotent. Calls in flight end by the judges' own deadlines."""
-        with self._lock:
-            self._closed = True
-            for pool in self._pools.values():
-                pool.shutdown(wait=False, cancel_futures=True)
+        """Release the threads and the models that the panel made; idempotent. Calls in flight end by their deadlines."""
+        self._closed = True
+        for seat in self._seats:
+            if seat.pool is not None:
+                seat.pool.shutdown(wait=False, cancel_futures=True)
+        for model in self._owned:
+            model.close()
+
+    def _request(self, item: EvaluationItem) -> JudgeRequest:
+        output = readable_output(item.agent_type, item.output)
+        return JudgeRequest(item.agent_type, output, self._rubric(item.agent_type, item.rubric_path), item.context)
 
     def _rubric(self, agent_type: str, path: str) -> Rubric:
         rubric = self._rubrics.get(path)
@@ -229,82 +221,100 @@ class MultiJudgeConsensus:
             )
         return rubric
 
-    def _ask(self, request: JudgeRequest) -> tuple[dict[str, JudgeScore], list[dict[str, str]]]:
-        """Return the grades by judge id and those left out with their reasons, both in the order of the panel."""
-        scores: dict[str, JudgeScore] = {}
-        excluded: list[dict[str, str]] = []
-        if self._closed:
-            raise JudgeError("closed: the panel has been closed")
-        deadline = time.monotonic() + self._deadline_s
-        futures: dict[str, Future[JudgeScore]] = {
-            seat.judge.judge_id: self._pools[seat.judge.judge_id].submit(_graded, seat.judge, request)
-            for seat in self._seats
-            if self._pools
-        }
-        if futures:
-            wait(futures.values(), timeout=max(0.0, deadline - time.monotonic()))
-        for seat in self._seats:
-            name = seat.judge.judge_id
+    def _begun(self, request: JudgeRequest, account: str, index: int, events: SimpleQueue[int]) -> _Inquiry:
+        """Ask all judges about one item, unless the guard flags it; `events` hears of each answer."""
+        now = time.monotonic()
+        inquiry = _Inquiry(request, self._guard.screen(request.output), now, now + self._deadline_s)
+        if inquiry.screened.verdict == "quarantine":
+            return inquiry
+        for seat in self._asking_order:
             try:
-                scores[name] = _graded(seat.judge, request) if not futures else _result(futures[name], self._deadline_s)
-            except JudgeError as fault:
-                excluded.append({"judge_id": name, "reason": str(fault)})
-        return scores, excluded
+                future = seat.begin(request, max(0.0, inquiry.deadline - time.monotonic()), account)
+            except RuntimeError:
+                if not self._closed:
+                    raise
+                # another thread has closed the panel: its pools take nothing any more
+                inquiry.faults[seat.judge_id] = JudgeError("closed: the panel was closed before the judge began")
+                continue
+            inquiry.futures[seat.judge_id] = future
+            future.add_done_callback(lambda _: events.put(index))
+        return inquiry
 
-    def _combine(self, scores: Mapping[str, JudgeScore]) -> Combined:
-        weights = {seat.judge.judge_id: seat.weight for seat in self._seats}
+    def _gather(self, inquiry: _Inquiry) -> None:
+        """Take the grades and the faults out of the futures, and end what is late."""
+        for name, future in inquiry.futures.items():
+            try:
+                inquiry.scores[name] = self._grade(name, future, inquiry.request)
+            except JudgeError as fault:
+                inquiry.faults[name] = fault
+
+    def _grade(self, name: str, future: Future[JudgeScore], request: JudgeRequest) -> JudgeScore:
+        if not future.done():
+            future.cancel()
+            raise JudgeError(f"timeout: no grade within {self._deadline_s:g} s")
+        try:
+            grade = future.result()
+        except CancelledError:
+            raise JudgeError("closed: the panel was closed before the judge began") from None
+        if grade.judge_id != name or set(grade.criteria_scores) != set(request.rubric.weights):
+            raise JudgeError("malformed: the grade is under another id or does not cover the rubric's dimensions")
+        return grade
+
+    def _concluded(self, inquiry: _Inquiry) -> ConsensusResult:
+        """Return what the panel says of an item, and remember its grades."""
+        scores = {name: inquiry.scores[name] for name in sorted(inquiry.scores)}
+        faults = {name: inquiry.faults[name] for name in sorted(inquiry.faults)}
+        reasons = {name: str(fault) for name, fault in faults.items()}
+        bare = ConsensusResult(
+            status="pending",
+            final_score=None,
+            confidence=0.0,
+            agreement_level=None,
+            individual_scores=tuple(scores.values()),
+            excluded=tuple({"judge_id": name, "reason": reason} for name, reason in reasons.items()),
+            consensus_method=self._method,
+            disagreement_detected=False,
+            resolution_applied=None,
+            alpha=None,
+            effective_votes=None,
+            cost_usd=sum(spent.cost_usd for spent in (*scores.values(), *faults.values())),
+            tokens=sum(spent.tokens for spent in (*scores.values(), *faults.values())),
+            degraded=_BUDGET if any(reason.startswith(f"{_BUDGET}:") for reason in reasons.values()) else None,
+            flags=inquiry.screened.flags,
+            latency_s=time.monotonic() - inquiry.started,
+        )
+        if inquiry.screened.verdict == "quarantine":
+            return replace(bare, status="quarantined")
+        seated = len(self._seats) - sum(reason.startswith(_NOT_SEATED) for reason in reasons.values())
+        if not scores or len(scores) < min(self._quorum, seated):
+            return bare
+        combined = self._combined(scores)
+        reliability = self._reliability.add({name: grade.score for name, grade in scores.items()})
+        return replace(
+            bare,
+            status="ok",
+            final_score=combined.score,
+            confidence=combined.confidence,
+            agreement_level=combined.agreement_level,
+            disagreement_detected=combined.disagreement,
+            resolution_applied=combined.resolution,
+            alpha=reliability.alpha,
+            effective_votes=reliability.effective_votes,
+        )
+
+    def _combined(self, scores: Mapping[str, JudgeScore]) -> Combined:
         values = {name: grade.score for name, grade in scores.items()}
         method, fallback = self._method, None
         if method == "calibrated":
-            curves = {name: self._calibrations.get(name) for name in scores}
+            known = self._calibrations
+            curves = {name: known.get(name) for name in scores}
             if all(curves.values()):
                 values = {name: curve.calibrated(values[name]) for name, curve in curves.items() if curve}
             else:
                 method = fallback = "weighted_average"
-        votes = [Vote(values[name], grade.confidence, weights[name]) for name, grade in scores.items()]
+        votes = [Vote(values[name], grade.confidence, self._weights[name]) for name, grade in scores.items()]
         combined = combine(votes, method, self._threshold)
         return combined if combined.resolution or not fallback else replace(combined, resolution=fallback)
-
-    def _remember(self, item: dict[str, float]) -> tuple[float | None, float | None]:
-        """Take an item into the window and return alpha and effective votes with it."""
-        if len(self._seats) == 1:
-            return None, 1.0
-        names = self.judge_ids
-        with self._lock:
-            self._window.append(item)
-            ratings = np.array([[row.get(name, np.nan) for name in names] for row in self._window])
-        graded = [index for index, name in enumerate(names) if name in item]
-        return krippendorff_alpha(ratings), effective_votes(ratings[:, graded])
-
-
-def _graded(judge: Judge, request: JudgeRequest) -> JudgeScore:
-    grade = judge.grade(request)
-    if grade.judge_id != judge.judge_id or set(grade.criteria_scores) != set(request.rubric.weights):
-        raise JudgeError("malformed: the grade is under another id or does not cover the rubric's dimensions")
-    return grade
-
-
-def _result(future: Future[JudgeScore], deadline_s: float) -> JudgeScore:
-    if not future.done():
-        future.cancel()
-        raise JudgeError(f"timeout: no grade within {deadline_s:g} s")
-    try:
-        return future.result()
-    except CancelledError:
-        raise JudgeError("closed: the panel was closed before the judge began") from None
-
-
-def _parsed(agent_type: str, raw: AgentOutput | Mapping[str, Any] | str) -> AgentOutput:
-    content = raw if isinstance(raw, (AgentOutput, str)) else dict(raw)
-    output, findings = parse_output(content, agent_type)
-    if output is None:
-        faults = "; ".join(f"{finding.pointer}: {finding.description}" for finding in findings)
-        raise JudgeError(f"invalid: the output cannot be read: {faults[:300]}")
-    if output.agent_type != agent_type:
-        raise JudgeError(f"invalid: the output is a {output.agent_type} agent's, not a {agent_type} agent's")
-    if output.abstained:
-        raise JudgeError("abstained: an abstention has no reasoning to grade")
-    return output
 
 
 def _quorum(quorum: int | None, judges: int) -> int:
@@ -314,57 +324,3 @@ def _quorum(quorum: int | None, judges: int) -> int:
     if not 1 <= wanted <= judges:
         raise ConfigError(f"judge.quorum: {wanted} grades cannot come from {judges} judges; use 1 to {judges}")
     return wanted
-
-
-def _seats(configs: Sequence[Mapping[str, Any]], ready: Sequence[Judge]) -> tuple[_Seat, ...]:
-    """Return the panel: the configured judges in their order, then the ready ones that no entry names."""
-    by_id = {judge.judge_id: judge for judge in ready}
-    if len(by_id) != len(ready):
-        raise ConfigError("judges: two ready judges have the same id; give each its own")
-    seats: dict[str, _Seat] = {}
-    for config in configs:
-        for key in config:
-            if key not in _CONFIG_KEYS:
-                raise ConfigError(f"judges: unknown key {key!r}{nearest(str(key), _CONFIG_KEYS)}")
-        name = config.get("id")
-        if not isinstance(name, str) or not name:
-            raise ConfigError("judges: an entry has no id; give each judge a unique one, for example local")
-        if name in seats:
-            raise ConfigError(f"judges.{name}: this id stands twice; give each judge its own")
-        weight = config.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise ConfigError(f"judges.{name}.weight: must be a positive number, not {weight!r}")
-        provider = _provider(name, config)
-        judge = by_id.pop(name, None)
-        seats[name] = _Seat(judge if judge is not None else _build(name, provider, config), float(weight))
-    for name, judge in by_id.items():
-        seats[name] = _Seat(judge, 1.0)
-    if not seats:
-        raise ConfigError("judges: the panel is empty; name at least one judge, for example local")
-    return tuple(seats.values())
-
-
-def _provider(name: str, config: Mapping[str, Any]) -> str:
-    provider, model = config.get("provider"), config.get("model")
-    known = tuple(PROVIDER_PREFIXES.values())
-    if provider is not None:
-        if provider not in known:
-            hint = nearest(str(provider), known)
-            raise ConfigError(f"judges.{name}.provider: {provider!r} is none of {', '.join(known)}{hint}")
-        return str(provider)
-    for prefix, found in PROVIDER_PREFIXES.items():
-        if isinstance(model, str) and model.startswith(prefix):
-            return found
-    raise ConfigError(
-        f"judges.{name}.model: {model!r} names no known provider; begin it with {', '.join(PROVIDER_PREFIXES)} or set provider"
-    )
-
-
-def _build(name: str, provider: str, config: Mapping[str, Any]) -> Judge:
-    builder = BUILDERS.get(provider)
-    if builder is None:
-        raise ConfigError(
-            f"judges.{name}: the {provider} model {config.get('model')!r} cannot judge in this version; "
-            "use model 'local', or hand a ready judge over by judges="
-        )
-    return builder(name)

@@ -63,7 +63,20 @@ class LibraryConflict(SystemFault):
 
 
 class JudgeError(SystemFault):
-    """A judge gave no usable grade. Reaction: it is excluded and counted; no score is invented."""
+    """A judge gave no usable grade. Reaction: it is excluded and counted; no score is invented.
+
+    The text begins with a word for its kind and a colon, such as ``timeout: ...``.
+
+    Attributes
+    ----------
+    cost_usd, tokens
+        What was spent on the answer that is no grade.
+    """
+
+    def __init__(self, message: str, *, cost_usd: float = 0.0, tokens: int = 0) -> None:
+        super().__init__(message)
+        self.cost_usd = cost_usd
+        self.tokens = tokens
 
 
 class RiskRejected(SystemFault):

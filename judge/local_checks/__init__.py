@@ -1,1 +1,1 @@
-"""What the local judge checks, one module an agent: small pure functions in a table by dimension of the rubric."""
+"""What the local judge grades beyond errors, one module an agent: small pure functions in a table by dimension."""

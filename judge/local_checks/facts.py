@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from evaluation.error_taxonomy import ErrorInstance
 from utils.schema import AgentOutput, direction
 
 NUMBER_TOLERANCE = 0.01
-VALUE_TOLERANCE = 0.005
 SIZABLE_WORDS = 12
 """Distinct words that a specific explanation has at least."""
 LONG_WORDS = 250
@@ -47,7 +47,7 @@ class Facts:
     side : int
         +1 buy side, -1 sell side, 0 hold.
     context : mapping
-        As in `JudgeRequest`.
+        As `JudgeRequest.known` gives it.
     words : list of str
         The words of the reasoning, lower case, in order.
     named : dict of str to float
@@ -58,15 +58,22 @@ class Facts:
         How many numbers of the reasoning match something known, and how many there are.
     """
 
-    __slots__ = ("cited", "context", "named", "output", "side", "texts", "words")
+    __slots__ = ("_reported", "cited", "context", "named", "output", "side", "texts", "words")
 
-    def __init__(self, output: Any, context: Mapping[str, Any]) -> None:
+    def __init__(self, output: Any, context: Mapping[str, Any], errors: Iterable[ErrorInstance] = ()) -> None:
         self.output = output
         self.side = direction(output.recommendation)
         self.context = context
         self.words, numbers = _tokens(output.reasoning)
         self.named, self.texts = _evidence(output)
         self.cited = _cited(numbers, self)
+        self._reported = frozenset((str(error.category), error.location) for error in errors)
+
+    def reports(self, category: str, location: str | None = None) -> bool:
+        """Return whether an error of a category was found, at a place; what it costs is not charged a second time."""
+        if location is not None:
+            return (category, location) in self._reported
+        return any(found == category for found, _ in self._reported)
 
 
 def _tokens(text: str) -> tuple[list[str], list[str]]:
@@ -179,7 +186,7 @@ def no_padding(facts: Facts) -> float:
 def numbers_match(facts: Facts) -> float | None:
     """Share of the numbers in the reasoning that match evidence or output within 1 %."""
     matched, total = facts.cited
-    return matched / total if total else None
+    return matched / total if total and not facts.reports("unsupported_claim", "/reasoning") else None
 
 
 def cites_something(facts: Facts) -> float:
@@ -192,15 +199,6 @@ def cites_something(facts: Facts) -> float:
 
 
 _TEXTS_READ = 20
-
-
-def evidence_is_as_of(facts: Facts) -> float | None:
-    """Nothing in evidence became available after the decision."""
-    as_of = facts.output.as_of
-    evidence = facts.output.evidence
-    if not evidence:
-        return None
-    return float(all(item.available_at <= as_of and item.event_time <= as_of for item in evidence))
 
 
 def calibration(confidence: float, breadth: float, agreement: float) -> float:

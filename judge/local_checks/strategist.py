@@ -1,4 +1,4 @@
-"""Checks of a strategist's decision: side against votes, stop and target against entry, size against the portfolio."""
+"""How well a strategist works beyond being free of errors: side against votes, size against conviction, likely returns."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 from judge.local_checks.facts import Facts, Rule, calibrated_by_signals, ramp, reasoning_rules, sign
 from utils.schema import direction
 
-_RATIO_TOLERANCE = 0.05
-_SIZE_LIMIT = 0.20
 _LOSS_AT_STOP = 0.02
 """Share of equity that one stopped trade may cost (the usual rule of 2 %)."""
-_HOLD_CONFIDENCE = 0.5
-"""Below it a strategist holds."""
+_SMALL_SIZE = 0.01
+"""Share of equity that is small whatever the conviction."""
+_SPECIFIC_WORDS = 8
 _SESSIONS = {"intraday": 1, "short_term": 5, "medium_term": 30, "long_term": 120}
 _HIGH_VOLATILITY = 0.04
 """Daily volatility taken where none is known: high, so that only the impossible is marked down."""
@@ -32,12 +31,14 @@ def _analyst_votes(facts: Facts) -> list[float]:
     return votes or list(facts.output.signals.values())
 
 
-def side_follows_expectation(facts: Facts) -> float:
-    """A side has an expected return of its sign; a hold expects little."""
-    expected = facts.output.expected_return
-    if facts.side:
-        return float(facts.side * expected > 0)
-    return ramp(abs(expected), 0.08, 0.03)
+def hold_expects_little(facts: Facts) -> float | None:
+    """A hold expects little of the instrument."""
+    return None if facts.side else ramp(abs(facts.output.expected_return), 0.08, 0.03)
+
+
+def side_has_size(facts: Facts) -> float | None:
+    """A side is taken with a size."""
+    return float(facts.output.position_size > 0) if facts.side else None
 
 
 def side_follows_votes(facts: Facts) -> float | None:
@@ -47,16 +48,6 @@ def side_follows_votes(facts: Facts) -> float | None:
         return None
     mean = sum(votes) / len(votes)
     return ramp(abs(mean), 0.8, 0.3) if facts.side == 0 else ramp(facts.side * mean, -0.2, 0.1)
-
-
-def size_fits_side(facts: Facts) -> float:
-    """A side has a size, a hold has none."""
-    return float((facts.output.position_size > 0) == (facts.side != 0))
-
-
-def sure_enough(facts: Facts) -> float | None:
-    """No side below a confidence of .5."""
-    return None if facts.side == 0 else ramp(facts.output.confidence, 0.3, _HOLD_CONFIDENCE)
 
 
 def conviction_fits(facts: Facts) -> float:
@@ -69,34 +60,6 @@ def _entry(facts: Facts) -> float | None:
     return float(entry) if entry else None
 
 
-def stop_on_its_side(facts: Facts) -> float | None:
-    """A side has a stop where it limits the loss; without one nothing is earned."""
-    if facts.side == 0:
-        return None
-    stop, entry = facts.output.stop_loss, _entry(facts)
-    return float(stop is not None and entry is not None and facts.side * (entry - stop) > 0)
-
-
-def target_on_its_side(facts: Facts) -> float | None:
-    """A side has a target where it gains."""
-    if facts.side == 0:
-        return None
-    target, entry = facts.output.take_profit, _entry(facts)
-    return float(target is not None and entry is not None and facts.side * (target - entry) > 0)
-
-
-def ratio_is_right(facts: Facts) -> float | None:
-    """The stated ratio is |target - entry|/|entry - stop| within 5 %."""
-    output, entry = facts.output, _entry(facts)
-    if facts.side == 0:
-        return None
-    if None in (output.stop_loss, output.take_profit, output.risk_reward_ratio, entry) or output.stop_loss == entry:
-        return 0.0
-    true = abs(output.take_profit - entry) / abs(entry - output.stop_loss)
-    error = abs(output.risk_reward_ratio - true) / true if true else math.inf
-    return ramp(error, 4 * _RATIO_TOLERANCE, _RATIO_TOLERANCE)
-
-
 def loss_is_small(facts: Facts) -> float:
     """Size times distance of the stop stays within 2 % of equity; a position without a stop risks all of it."""
     size, stop, entry = facts.output.position_size, facts.output.stop_loss, _entry(facts)
@@ -104,9 +67,24 @@ def loss_is_small(facts: Facts) -> float:
     return ramp(size * distance, 3 * _LOSS_AT_STOP, _LOSS_AT_STOP)
 
 
-def risk_described(facts: Facts) -> float:
-    """The risk is described in at least twenty letters."""
-    return ramp(sum(map(str.isalpha, facts.output.risk_assessment[:60])), 5, 20)
+def risk_is_specific(facts: Facts) -> float:
+    """The risk is described in more than a phrase."""
+    return ramp(len(set(facts.output.risk_assessment.lower().split())), 2, _SPECIFIC_WORDS)
+
+
+def size_below_kelly(facts: Facts) -> float | None:
+    """The size is no larger than what the stated conviction and the stated ratio bear.
+
+    Notes
+    -----
+    Kelly (1956): p - (1 - p)/b of equity, with p the chance to win and b the gain over the loss; more than that loses
+    growth for certain. The conviction is the agent's own, so this holds size against words, not against the market.
+    """
+    output = facts.output
+    if facts.side == 0 or not output.risk_reward_ratio or facts.reports("risk_reward_miscalculation"):
+        return None
+    borne = output.confidence - (1 - output.confidence) / output.risk_reward_ratio
+    return ramp(output.position_size, 2 * max(borne, _SMALL_SIZE), max(borne, _SMALL_SIZE))
 
 
 def names_analysts(facts: Facts) -> float:
@@ -117,43 +95,10 @@ def names_analysts(facts: Facts) -> float:
     return min(1.0, named / min(2, len(heard))) if heard else 1.0
 
 
-def conflict_addressed(facts: Facts) -> float | None:
-    """Where analysts stand on both sides, the text says so."""
-    others = (facts.context.get("agent_outputs") or {}).values()
-    sides = {direction(o.recommendation) for o in others if not o.abstained and o.confidence >= _HOLD_CONFIDENCE}
-    if not {1, -1} <= sides:
-        return None
-    text = " ".join((facts.output.reasoning, *facts.output.key_factors)).lower()
-    return float(any(word in text for word in ("conflict", "disagree", "against", "despite", "although", "outweigh")))
-
-
 def factors_named(facts: Facts) -> float:
     """Two key factors at least, none twice."""
     factors = facts.output.key_factors
     return min(1.0, len(set(factors)) / 2) * (len(set(factors)) / len(factors)) if factors else 0.0
-
-
-def size_within_limit(facts: Facts) -> float:
-    """No more than a fifth of equity in one symbol."""
-    return ramp(facts.output.position_size, 2 * _SIZE_LIMIT, _SIZE_LIMIT)
-
-
-def size_within_cash(facts: Facts) -> float | None:
-    """What is bought can be paid."""
-    portfolio = facts.context.get("portfolio")
-    if not portfolio or facts.side <= 0 or not portfolio["equity"] > 0:
-        return None
-    held = (portfolio.get("weights") or {}).get(facts.output.symbol, 0.0)
-    bought = max(0.0, facts.output.position_size - held) * portfolio["equity"]
-    return 1.0 if bought <= 0 else ramp(bought / max(portfolio["cash"], 1e-9), 1.5, 1.001)
-
-
-def sells_what_is_held(facts: Facts) -> float | None:
-    """A sale needs a holding."""
-    portfolio = facts.context.get("portfolio")
-    if portfolio is None or facts.side >= 0:
-        return None
-    return float((portfolio.get("weights") or {}).get(facts.output.symbol, 0.0) > 0)
 
 
 def _spread(facts: Facts) -> float:
@@ -165,14 +110,6 @@ def _spread(facts: Facts) -> float:
 def expectation_is_likely(facts: Facts) -> float:
     """The expected return is within two standard deviations of the horizon, and not beyond four."""
     return ramp(abs(facts.output.expected_return) / _spread(facts), 4, 2)
-
-
-def target_is_likely(facts: Facts) -> float | None:
-    """The target is within three standard deviations of the horizon, and not beyond five."""
-    target, entry = facts.output.take_profit, _entry(facts)
-    if target is None or entry is None:
-        return None
-    return ramp(abs(target / entry - 1) / _spread(facts), 5, 3)
 
 
 def expectation_fits_target(facts: Facts) -> float | None:
@@ -190,34 +127,24 @@ def expectation_fits_target(facts: Facts) -> float | None:
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "Decision Quality": (
-        Rule(side_follows_expectation, 0.3, "the side contradicts the expected return"),
-        Rule(side_follows_votes, 0.3, "the side disagrees with the analysts"),
-        Rule(size_fits_side, 0.15, "a side without a size, or a hold with one"),
-        Rule(sure_enough, 0.1, "takes a side without being sure"),
-        Rule(conviction_fits, 0.15, "conviction does not fit number and agreement of the analysts"),
+        Rule(hold_expects_little, 0.15, "a hold expects a large move"),
+        Rule(side_follows_votes, 0.4, "the side disagrees with the analysts"),
+        Rule(side_has_size, 0.15, "a side without a size"),
+        Rule(conviction_fits, 0.3, "conviction does not fit number and agreement of the analysts"),
     ),
     "Risk Management": (
-        Rule(stop_on_its_side, 0.3, "the stop is missing or on the wrong side"),
-        Rule(target_on_its_side, 0.15, "the target is missing or on the wrong side"),
-        Rule(ratio_is_right, 0.2, "the risk/reward ratio is missing or miscomputed"),
-        Rule(loss_is_small, 0.2, "the loss at the stop exceeds 2 % of equity"),
-        Rule(risk_described, 0.15, "the risk is not described"),
+        Rule(loss_is_small, 0.6, "the loss at the stop exceeds 2 % of equity"),
+        Rule(risk_is_specific, 0.4, "the risk is not described"),
     ),
     "Reasoning & Synthesis": (
-        *reasoning_rules(0.6),
+        *reasoning_rules(0.7),
         Rule(names_analysts, 0.15, "the analysts are not weighed"),
-        Rule(conflict_addressed, 0.1, "the analysts' conflict is passed over"),
         Rule(factors_named, 0.15, "fewer than two key factors, or one twice"),
     ),
-    "Portfolio Awareness": (
-        Rule(size_within_limit, 0.4, "more than a fifth of equity in one symbol"),
-        Rule(size_within_cash, 0.3, "costs more than the cash"),
-        Rule(sells_what_is_held, 0.3, "sells what is not held"),
-    ),
+    "Portfolio Awareness": (Rule(size_below_kelly, 1.0, "the size is more than conviction and ratio bear"),),
     "Outcome Realism": (
-        Rule(expectation_is_likely, 0.5, "the expected return is beyond what the volatility makes likely"),
-        Rule(target_is_likely, 0.25, "the target is beyond what the volatility makes likely"),
-        Rule(expectation_fits_target, 0.25, "expected return and target contradict each other"),
+        Rule(expectation_is_likely, 0.6, "the expected return is beyond what the volatility makes likely"),
+        Rule(expectation_fits_target, 0.4, "expected return and target contradict each other"),
     ),
 }
 """Dimension of the rubric to its rules."""

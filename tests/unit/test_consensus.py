@@ -14,8 +14,9 @@ from output_factory import news_output, technical_output
 
 from judge.base import Judge, JudgeRequest, JudgeScore
 from judge.calibration import fit_calibration
-from judge.combining import Combined, Vote, combine, effective_votes, krippendorff_alpha
+from judge.combining import Combined, Vote, combine
 from judge.multi_judge_consensus import MultiJudgeConsensus
+from judge.reliability import effective_votes, krippendorff_alpha
 from utils.errors import ConfigError, JudgeError, LookAheadError
 
 

@@ -66,7 +66,7 @@ DAMAGES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("technical", {"resistance_levels": ()}, {"Support/Resistance Levels"}),
     ("technical", {"confidence": 0.99}, {"Risk Assessment"}),
     ("fundamental", {"evidence": ()}, {"Metrics Accuracy", "Valuation"}),
-    ("fundamental", {"key_metrics": {**METRICS, "pe_ratio": 17.8}}, {"Metrics Accuracy"}),
+    ("fundamental", {"key_metrics": {**METRICS, "pe_ratio": 17.8}}, {"Valuation"}),
     ("fundamental", {"valuation": "overvalued"}, {"Valuation"}),
     ("fundamental", {"price_target": 80.0}, {"Valuation"}),
     ("fundamental", {"confidence": 0.99}, {"Valuation"}),
@@ -171,8 +171,8 @@ def test_an_unaddressed_conflict_of_analysts_lowers_the_synthesis() -> None:
     others = {"news": news_output(), "technical": technical_output(recommendation="sell", signal="sell")}
     context = {**CONTEXT, "agent_outputs": others}
     silent = grade("strategist", context=context)
-    text = OUTPUTS["strategist"]().reasoning + " The technical analyst disagrees."
-    spoken = grade("strategist", context=context, reasoning=text)
+    factors = ("Momentum and sentiment are positive", "News outweigh the sell signal of the technical analyst")
+    spoken = grade("strategist", context=context, key_factors=factors)
     assert silent.criteria_scores["Reasoning & Synthesis"] < spoken.criteria_scores["Reasoning & Synthesis"]
 
 
@@ -200,7 +200,7 @@ def test_a_sentiment_milder_than_its_weightiest_texts_is_no_fault_but_a_stronger
 def test_a_sentiment_follows_the_negations_of_its_texts() -> None:
     texts = ("Apple does not beat estimates", "Analysts do not upgrade Apple", "Apple never raises its dividend")
     negated = tuple(e.model_copy(update={"value": text}) for e, text in zip(news_output().evidence, texts, strict=True))
-    assert "the sentiment score disagrees with the words" in grade("news", evidence=negated).reasoning
+    assert "sentiment_miscalculation at /sentiment_score" in grade("news", evidence=negated).reasoning
 
 
 def test_conviction_beyond_the_evidence_costs_more_than_too_little() -> None:

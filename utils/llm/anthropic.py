@@ -23,12 +23,32 @@ _STOPPED: dict[str, tuple[ProviderFault, str]] = {
     "model_context_window_exceeded": ("truncated", "the context is full; shorten the messages"),
 }
 
-
-_SUPPORTED = (
-    "type", "enum", "const", "title", "description", "format", "properties", "required", "additionalProperties", "items",
-    "anyOf", "allOf", "$ref", "$defs",
+_UNSAYABLE = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems",
 )  # fmt: skip
-"""Keywords of JSON schema that structured output takes; it answers the others with status 400."""
+"""Keywords that the vendor's schemas refuse."""
+
+
+def accepted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema as the vendor accepts it: ranges and lengths stand in descriptions, for the model to read.
+
+    The SDK's own `transform_schema` does likewise, but not for a list of types.
+    """
+    told = {name: schema[name] for name in _UNSAYABLE if name in schema}
+    if schema.get("minItems", 0) > 1:
+        told["minItems"] = schema["minItems"]
+    accepted = {name: value for name, value in schema.items() if name not in told}
+    if told:
+        words = ", ".join(f"{name} {value}" for name, value in told.items())
+        accepted["description"] = f"{accepted['description']} ({words})" if "description" in accepted else words
+    for name in ("properties", "$defs"):
+        if name in accepted:
+            accepted[name] = {key: accepted_schema(part) for key, part in accepted[name].items()}
+    if "items" in accepted:
+        accepted["items"] = accepted_schema(accepted["items"])
+    if "anyOf" in accepted:
+        accepted["anyOf"] = [accepted_schema(part) for part in accepted["anyOf"]]
+    return accepted
 
 
 class AnthropicAdapter:
@@ -51,7 +71,6 @@ class AnthropicAdapter:
         self._client = AsyncAnthropic(
             api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url), open_telemetry=False
         )
-        self._messages = self._client.messages  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
         self,
@@ -62,17 +81,17 @@ class AnthropicAdapter:
         temperature: float | None,
         timeout_s: float,
     ) -> RawAnswer:
-        """Ask once; see `Adapter`."""
+        """Ask once, what the vendor's schemas cannot say (ranges, lengths) in the descriptions; see `Adapter`."""
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": supported(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": accepted_schema(schema)}},
         }
         if system := system_text(messages):
             request["system"] = system
         try:
-            reply = await self._messages.create(**request, timeout=timeout(timeout_s))
+            reply = await self._client.messages.create(**request, timeout=timeout(timeout_s))
             return self._answer(reply)
         except Exception as error:  # the SDK raises nearly anything, a TypeError from its parsing among it
             raise vendor_fault(self._endpoint, error) from error
@@ -112,24 +131,3 @@ class AnthropicAdapter:
         if not text.strip():
             raise unusable(self._endpoint, "malformed", f"the answer is empty (stop_reason {stop_reason})", answer)
         return answer
-
-
-def supported(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose ranges and lengths stand in descriptions, where the model reads them and the API takes them.
-
-    Done as by the SDK's own `transform_schema`, which is not public and does not know a list of types.
-    """
-    kept: dict[str, Any] = {}
-    for word, value in schema.items():
-        if word in ("properties", "$defs"):
-            kept[word] = {name: supported(part) for name, part in value.items()}
-        elif word == "items":
-            kept[word] = supported(value)
-        elif word in ("anyOf", "oneOf", "allOf"):
-            kept["anyOf" if word == "oneOf" else word] = [supported(part) for part in value]
-        elif word in _SUPPORTED or (word == "minItems" and value in (0, 1)):
-            kept[word] = value
-    moved = ", ".join(f"{word}: {schema[word]}" for word in schema if word not in kept and word != "oneOf")
-    if moved:
-        kept["description"] = f"{kept['description']} ({moved})" if "description" in kept else moved
-    return kept
