@@ -71,7 +71,6 @@ class AnthropicAdapter:
         self._client = AsyncAnthropic(
             api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url), open_telemetry=False
         )
-        self._messages = self._client.messages  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
         self,
@@ -92,7 +91,7 @@ class AnthropicAdapter:
         if system := system_text(messages):
             request["system"] = system
         try:
-            reply = await self._messages.create(**request, timeout=timeout(timeout_s))
+            reply = await self._client.messages.create(**request, timeout=timeout(timeout_s))
             return self._answer(reply)
         except Exception as error:  # the SDK raises nearly anything, a TypeError from its parsing among it
             raise vendor_fault(self._endpoint, error) from error
