@@ -6,7 +6,9 @@ that an adapter cannot pass with a wire form of its own.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -33,7 +35,25 @@ def answering(answer: Callable[[Question], Any]) -> Behaviour:
 def exemplary(seed: int = 0) -> Behaviour:
     """Return a behaviour that answers every question with a valid object of its schema; a question without one with {}."""
     rng = random.Random(seed)
-    return answering(lambda question: schema_example(question.schema, rng) if question.schema else {})
+
+    def example(question: Question) -> Any:
+        schema = question.schema or schema_in_words(f"{question.system}\n{question.user}")
+        return schema_example(schema, rng) if schema else {}
+
+    return answering(example)
+
+
+def schema_in_words(text: str) -> dict[str, Any] | None:
+    """Return the first JSON schema of an object that a text holds, None if it holds none."""
+    decoder = json.JSONDecoder()
+    for brace in re.finditer(r"\{", text):
+        try:
+            value, _ = decoder.raw_decode(text, brace.start())
+        except ValueError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get("properties"), dict):
+            return value
+    return None
 
 
 def in_turn(replies: Iterable[Reply], then: Behaviour | None = None) -> Behaviour:
