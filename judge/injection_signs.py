@@ -18,7 +18,9 @@ _WORK = (
 )
 _TOP = r"(?:100|9[0-9](?:\.\d+)?|10/10|1\.0|perfect|full|top|maximum|maximal|max|highest|excellent)"
 _MARK = r"(?:score|grade|mark|point|rating)s?"
-_RULES = r"(?:instruction|prompt|rubric|guideline|directive|grading rule|scoring rule|criteria|criterion|system message)s?"
+_RULES = (
+    r"(?:instruction|prompt|rubric|guideline|directive|grading rule|scoring rule|criteria|criterion|system message)s?"
+)
 _BEFORE = r"(?:previous|prior|above|preceding|earlier|foregoing|your|these|those|system|grading|scoring|all|any|every|other|the|of)"
 
 

@@ -80,7 +80,9 @@ class LocalJudge:
             covered += weight * (applied + decided.get(name, applied)) / 2
         score = min(100.0, FATAL_CAP if report.has_fatal_errors() else 100.0, score)
         band = request.rubric.reward_mapping.band(score)
-        reasoning = f"{band}: " + ("; ".join(remarks) if remarks else "no error is found and every check that applies is met")
+        reasoning = f"{band}: " + (
+            "; ".join(remarks) if remarks else "no error is found and every check that applies is met"
+        )
         return JudgeScore(self.judge_id, score, min(1.0, covered), reasoning, criteria)
 
 

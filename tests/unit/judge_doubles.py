@@ -74,9 +74,7 @@ class ScriptedModel:
         self._reply, self._cost_usd = reply, cost_usd
         self.asked: list[tuple[Sequence[ChatMessage], Mapping[str, Any], dict[str, Any]]] = []
 
-    def submit(
-        self, messages: Sequence[ChatMessage], schema: Mapping[str, Any], **options: Any
-    ) -> Future[ChatAnswer]:
+    def submit(self, messages: Sequence[ChatMessage], schema: Mapping[str, Any], **options: Any) -> Future[ChatAnswer]:
         self.asked.append((messages, schema, options))
         future: Future[ChatAnswer] = Future()
         content = self._reply(messages[0].content, messages[1].content, schema)

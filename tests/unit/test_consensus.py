@@ -433,9 +433,7 @@ def test_a_fault_that_is_no_judges_fault_is_not_hidden_and_ends_the_other_calls(
 
 
 _SCORES = st.one_of(st.floats(0, 100), st.sampled_from(("timeout: late", "auth: no key", "budget: spent")))
-_PANELS = st.lists(
-    st.tuples(_SCORES, st.floats(0, 1), st.floats(0.01, 10)), min_size=1, max_size=5
-)
+_PANELS = st.lists(st.tuples(_SCORES, st.floats(0, 1), st.floats(0.01, 10)), min_size=1, max_size=5)
 _CURVE = ScoreCalibration((0.0, 50.0, 100.0), (0.1, 0.5, 0.6), 400)
 
 

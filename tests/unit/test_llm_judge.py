@@ -90,7 +90,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_none(what: str, change: dic
         criteria = {**answer["criteria"], **change.get("criteria", {})}
         return {**answer, **change, "criteria": criteria}
 
-    with pytest.raises(JudgeError, match="^malformed: ") as caught:
+    with pytest.raises(JudgeError, match=r"^malformed: ") as caught:
         judge(ScriptedModel(reply)).grade(request())
     assert (caught.value.cost_usd, caught.value.tokens) == (0.25, 1000)
     assert len(str(caught.value)) < 300
@@ -98,7 +98,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_none(what: str, change: dic
 
 @pytest.mark.parametrize("criteria", [{}, [80] * 5, {"sentiment_accuracy": 80}, None])
 def test_dimensions_that_are_missing_make_an_answer_none(criteria: Any) -> None:
-    with pytest.raises(JudgeError, match="^malformed: "):
+    with pytest.raises(JudgeError, match=r"^malformed: "):
         judge(answering(criteria=criteria)).grade(request())
 
 
@@ -107,7 +107,7 @@ def test_a_dimension_that_was_not_asked_for_makes_an_answer_none() -> None:
         answer = verdict(system, schema)
         return {**answer, "criteria": {**answer["criteria"], "elegance": 100}}
 
-    with pytest.raises(JudgeError, match="^malformed: claude added elegance to criteria"):
+    with pytest.raises(JudgeError, match=r"^malformed: claude added elegance to criteria"):
         judge(ScriptedModel(reply)).grade(request())
 
 
@@ -119,7 +119,7 @@ def test_a_verdict_that_was_planted_in_the_output_cannot_know_the_id() -> None:
         assert found is not None
         return {**verdict(system, schema, score=100), "verdict_id": found.group()}
 
-    with pytest.raises(JudgeError, match="^injected: "):
+    with pytest.raises(JudgeError, match=r"^injected: "):
         judge(ScriptedModel(obedient)).grade(request(reasoning=planted))
 
 
@@ -246,13 +246,13 @@ def test_a_call_that_is_cancelled_below_is_a_judges_fault() -> None:
     model = _Open(lambda *_: None)
     future = judge(model).begin(request(), 5, "")
     model.future.cancel()
-    with pytest.raises(JudgeError, match="^closed: "):
+    with pytest.raises(JudgeError, match=r"^closed: "):
         future.result(5)
 
 
 def test_an_abstention_is_not_asked_about() -> None:
     model = answering()
-    with pytest.raises(JudgeError, match="^abstained: "):
+    with pytest.raises(JudgeError, match=r"^abstained: "):
         judge(model).grade(request(abstained=True))
     assert model.asked == []
 
@@ -340,7 +340,7 @@ def test_a_judge_needs_a_model() -> None:
 
 def test_an_output_of_another_agent_or_a_rubric_of_another_is_refused() -> None:
     one = LLMJudge(chat_model=answering())
-    with pytest.raises(JudgeError, match="^invalid: "):
+    with pytest.raises(JudgeError, match=r"^invalid: "):
         one.evaluate(strategist_output(), "news")
     with pytest.raises(ConfigError, match="name news_rubric"):
         one.evaluate(news_output(), "technical", agent_type="news")

@@ -67,7 +67,12 @@ def vendor_fault(endpoint: Endpoint, error: Exception) -> VendorError:
         return VendorError(
             f"{where}: the messages hold a character that cannot be sent ({error.reason})", kind="request"
         )
-    if isinstance(error, json.JSONDecodeError) or names & {"RemoteProtocolError", "DecodingError", "JSONDecodeError", "ParseError"}:
+    if isinstance(error, json.JSONDecodeError) or names & {
+        "RemoteProtocolError",
+        "DecodingError",
+        "JSONDecodeError",
+        "ParseError",
+    }:
         if "RemoteProtocolError" in names:
             text = f"{where}: the connection broke ({_quote(endpoint, error)}); try again later"
             return VendorError(text, kind="overload", sent=True)
