@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from evaluation.error_catalogue import CATALOGUE, CategoryRecord
 from evaluation.error_taxonomy import ErrorInstance, ErrorReport
@@ -37,13 +37,24 @@ Categories:
 {categories}"""
 
 
+@runtime_checkable
+class HasChatModel(Protocol):
+    """A judge that thinks with a chat model."""
+
+    @property
+    def chat_model(self) -> ChatModel:
+        """The model."""
+        ...
+
+
 class TaxonomyGuidedJudge:
     """Examines outputs by code and, where one is given, by a language model.
 
     Parameters
     ----------
-    llm_judge : ChatModel, optional
-        Decides the categories that code cannot, or cannot alone.
+    llm_judge : ChatModel, or a judge that has one, optional
+        Decides the categories that code cannot, or cannot alone. Of a judge such as `judge.llm_judge.LLMJudge` the model
+        is asked in the judge's place: findings are another question than grades.
     engine : FaultLocalizationEngine, optional
         Shared with whoever examines the same outputs.
     deadline_s : float
@@ -52,12 +63,12 @@ class TaxonomyGuidedJudge:
 
     def __init__(
         self,
-        llm_judge: ChatModel | None = None,
+        llm_judge: ChatModel | HasChatModel | None = None,
         *,
         engine: FaultLocalizationEngine | None = None,
         deadline_s: float = 20.0,
     ) -> None:
-        self._model = llm_judge
+        self._model = llm_judge.chat_model if isinstance(llm_judge, HasChatModel) else llm_judge
         self._engine = engine or FaultLocalizationEngine()
         self._deadline_s = deadline_s
 

@@ -36,7 +36,7 @@ def _sign(weight: float, pattern: str) -> _Sign:
 _SIGNS: tuple[_Sign, ...] = (
     # commands that set the judge's own instructions aside
     _sign(0.9, rf"\b(?:ignore|disregard|forget|override|bypass|discard|neglect)\b(?: {_BEFORE}){{1,4}} ?{_RULES}\b"),
-    _sign(0.9, r"\b(?:ignore|disregard|forget)\b (?:everything|all|anything) (?:above|before|previous|you (?:were|have been) told|else)"),
+    _sign(0.9, r"\b(?:ignore|disregard|forget)\b (?:everything|all|anything) (?:of the )?(?:above|you (?:were|have been) told|before this)"),
     _sign(0.9, r"\b(?:ignoriere|vergiss|missachte)\b (?:\w+ ){0,3}(?:anweisung|instruktion|vorgabe)"),
     _sign(0.9, r"\b(?:ignore[zr]?|oublie[zr]?) (?:\w+ ){0,3}(?:instructions|consignes) (?:precedentes|ci-dessus)"),
     _sign(0.9, r"\b(?:ignora|ignore|olvida) (?:\w+ ){0,3}instrucciones"),

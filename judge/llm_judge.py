@@ -75,7 +75,7 @@ class LLMJudge:
         self._owned: Any = None
         if chat_model is None:
             chat_model = self._owned = _opened(settings)
-        self._model = chat_model
+        self._model: ChatModel = chat_model
         self._key = prompt_key if prompt_key is not None else os.urandom(KEY_BYTES)
         self._guard = RobustnessGuard()
         self._rubrics: dict[str, Rubric] = {}
@@ -88,6 +88,11 @@ class LLMJudge:
         """Return a judge for a panel, on a model that the caller owns and closes."""
         config = {"judge": {"temperature": temperature}}
         return cls(config=config, judge_id=judge_id, chat_model=chat_model, prompt_key=prompt_key)
+
+    @property
+    def chat_model(self) -> ChatModel:
+        """The model that is asked."""
+        return self._model
 
     @property
     def prompt_hash(self) -> str:

@@ -7,6 +7,7 @@ is shown.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -264,6 +265,8 @@ class MultiJudgeConsensus:
         """Return what the panel says of an item, and remember its grades."""
         scores = {name: inquiry.scores[name] for name in sorted(inquiry.scores)}
         faults = {name: inquiry.faults[name] for name in sorted(inquiry.faults)}
+        spent = [(grade.cost_usd, grade.tokens) for grade in scores.values()]
+        spent += [(fault.cost_usd, fault.tokens) for fault in faults.values()]
         reasons = {name: str(fault) for name, fault in faults.items()}
         bare = ConsensusResult(
             status="pending",
@@ -277,8 +280,8 @@ class MultiJudgeConsensus:
             resolution_applied=None,
             alpha=None,
             effective_votes=None,
-            cost_usd=sum(spent.cost_usd for spent in (*scores.values(), *faults.values())),
-            tokens=sum(spent.tokens for spent in (*scores.values(), *faults.values())),
+            cost_usd=math.fsum(usd for usd, _ in spent),
+            tokens=sum(tokens for _, tokens in spent),
             degraded=_BUDGET if any(reason.startswith(f"{_BUDGET}:") for reason in reasons.values()) else None,
             flags=inquiry.screened.flags,
             latency_s=time.monotonic() - inquiry.started,

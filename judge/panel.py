@@ -169,7 +169,8 @@ def _built(
             )
     try:
         if chat_models is not None:
-            return LLMJudge.for_panel(name, chat_models.model(provider, model), prompt_key=key)
+            asked = model.removeprefix(f"{CODE_MODEL}:") if provider == "local" else model
+            return LLMJudge.for_panel(name, chat_models.model(provider, asked), prompt_key=key)
         from utils.llm.factory import chat_model
 
         owned.append(chat_model(model, provider=provider))

@@ -29,6 +29,9 @@ VOLATILITY_FLOOR = 0.001
 TYPICAL_VOLATILITY = 0.02
 """Daily volatility assumed for scaling where too few bars exist to measure one: that of an ordinary US share."""
 SESSIONS_A_YEAR = 252
+LARGEST = 1e12
+"""Magnitude beyond which no return, size, cost or weight has a meaning; within it no reward overflows."""
+
 _FLAT = 1e-12
 
 
@@ -56,8 +59,8 @@ class TradingOutcome:
     Raises
     ------
     ValueError
-        On an unknown recommendation, a number that is not finite, a price that is not positive, a probability outside
-        0..1, or a negative size, cost, volatility or holding period.
+        On an unknown recommendation, a number that is not finite or beyond `LARGEST`, a price that is not positive, a
+        probability outside 0..1, or a negative size, cost, volatility or holding period.
     """
 
     symbol: str
@@ -85,16 +88,19 @@ class TradingOutcome:
                 raise ValueError(f"{name} must be a positive price, not {value!r}")
         for name in ("actual_return", "max_drawdown", "predicted_return"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite or None, not {value!r}")
+            if value is not None and not abs(value) <= LARGEST:
+                raise ValueError(f"{name} must be finite (up to {LARGEST:g}) or None, not {value!r}")
         for name in ("position_size", "costs", "volatility", "holding_period"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must not be negative and must be finite, not {value!r}")
+            if value is not None and not 0 <= value <= LARGEST:
+                raise ValueError(f"{name} must not be negative and must be finite (up to {LARGEST:g}), not {value!r}")
         for name in ("predicted_confidence", "p_correct"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability 0..1, not {value!r}")
+        moved = self.instrument_return
+        if moved is not None and not abs(moved) <= LARGEST:
+            raise ValueError(f"entry_price and exit_price give a return of {moved:g}; at least one of them is wrong")
 
     @property
     def instrument_return(self) -> float | None:
@@ -164,8 +170,8 @@ class RewardHistory:
                 if side:
                     returns.append(side * value - item.costs)
                 continue
-            if not math.isfinite(item):
-                raise ValueError(f"a return in the history must be finite, not {item!r}")
+            if not abs(item) <= LARGEST:
+                raise ValueError(f"a return in the history must be finite (up to {LARGEST:g}), not {item!r}")
             for column in sides:
                 column.append(item > 0)
             returns.append(item)
@@ -218,8 +224,8 @@ class RewardCalculator:
         volatility_scaling: bool = False,
     ) -> None:
         weights = (return_weight, risk_weight, confidence_weight, consistency_weight)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-            raise ValueError(f"weights must be finite and not negative, not {weights}")
+        if not all(0 <= weight <= LARGEST for weight in weights):
+            raise ValueError(f"weights must be finite (up to {LARGEST:g}) and not negative, not {weights}")
         self.return_weight, self.risk_weight, self.confidence_weight, self.consistency_weight = weights
         self.risk_free_rate = risk_free_rate
         self.volatility_scaling = volatility_scaling
@@ -255,8 +261,8 @@ class RewardCalculator:
         else:
             past = history if isinstance(history, RewardHistory) else RewardHistory.of(history)
         benchmark = benchmark_return or 0.0
-        if not math.isfinite(benchmark):
-            raise ValueError(f"benchmark_return must be finite or None, not {benchmark_return!r}")
+        if not abs(benchmark) <= LARGEST:
+            raise ValueError(f"benchmark_return must be finite (up to {LARGEST:g}) or None, not {benchmark_return!r}")
         side = direction(outcome.recommendation)
         value = outcome.instrument_return
         risk = _risk(outcome, side) if apply_risk else 0.0

@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from judge.reward_calculator import (
+    LARGEST,
     RewardCalculator,
     RewardHistory,
     TradingOutcome,
@@ -188,6 +189,79 @@ def test_higher_costs_never_raise_the_return_part(outcome: TradingOutcome, extra
         cheap, dear = calculator.calculate_reward(outcome), calculator.calculate_reward(dearer)
         assert dear.return_reward <= cheap.return_reward
         assert dear.success in (cheap.success, False)
+
+
+@settings(max_examples=300)
+@given(outcomes(), st.floats(0, 0.1), st.none() | returns, st.lists(returns, max_size=25))
+def test_higher_costs_never_raise_the_reward_of_a_call_that_stays_right_or_wrong(
+    outcome: TradingOutcome, extra: float, benchmark: float | None, history: list[float]
+) -> None:
+    # costs that turn a right call into a wrong one may pay an agent that doubted it: that is the confidence part's purpose
+    dearer = dataclasses.replace(outcome, costs=outcome.costs + extra)
+    for calculator in (CALCULATOR, SCALED):
+        cheap = calculator.calculate_reward(outcome, benchmark, history)
+        dear = calculator.calculate_reward(dearer, benchmark, history)
+        turned = cheap.success is not dear.success
+        assert turned or dear.total_reward <= cheap.total_reward
+        assert dear.return_reward <= cheap.return_reward
+
+
+@settings(max_examples=200)
+@given(outcomes(), st.floats(1e-6, 1), st.floats(0, 0.9), st.sampled_from(("sell", "strong_sell")))
+def test_a_short_that_gains_after_costs_is_a_success_and_earns(
+    outcome: TradingOutcome, fall: float, share: float, side: str
+) -> None:
+    short = dataclasses.replace(outcome, recommendation=side, actual_return=-fall, costs=share * fall)
+    for calculator in (CALCULATOR, SCALED):
+        reward = calculator.calculate_reward(short)
+        assert reward.return_reward > 0
+        assert reward.success is True
+
+
+_WIDE = st.floats(-LARGEST, LARGEST)
+_WIDE_UP = st.floats(0, LARGEST)
+_PRICE = st.floats(0, exclude_min=True, allow_infinity=False)
+
+
+@st.composite
+def extreme_outcomes(draw: st.DrawFn) -> TradingOutcome:
+    """Draw any outcome that is accepted, sizes and prices of any magnitude among them."""
+    fields = {
+        "recommendation": draw(st.sampled_from(RECOMMENDATIONS)),
+        "entry_price": draw(st.none() | _PRICE),
+        "exit_price": draw(st.none() | _PRICE),
+        "position_size": draw(_WIDE_UP),
+        "stop_loss": draw(st.none() | _PRICE),
+        "actual_return": draw(st.none() | _WIDE),
+        "max_drawdown": draw(st.none() | _WIDE),
+        "holding_period": draw(st.none() | _WIDE_UP),
+        "predicted_confidence": draw(shares),
+        "predicted_return": draw(st.none() | _WIDE),
+        "costs": draw(_WIDE_UP),
+        "volatility": draw(st.none() | _WIDE_UP),
+        "p_correct": draw(st.none() | shares),
+    }
+    try:
+        return TradingOutcome("AAPL", **fields)
+    except ValueError:
+        reject()
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.filter_too_much])
+@given(extreme_outcomes(), st.none() | _WIDE, st.lists(extreme_outcomes() | _WIDE, max_size=25), st.booleans())
+def test_no_accepted_input_gives_a_number_that_is_not_finite(
+    outcome: TradingOutcome, benchmark: float | None, history: list[TradingOutcome | float], scaled: bool
+) -> None:
+    calculator = SCALED if scaled else CALCULATOR
+    reward = calculator.calculate_reward(outcome, benchmark, history)
+    assert all(math.isfinite(value) for value in dataclasses.astuple(reward) if value is not None)
+    again = calculator.calculate_reward(outcome, benchmark, history)
+    assert again == reward
+
+
+def test_prices_that_give_no_finite_return_are_refused() -> None:
+    with pytest.raises(ValueError, match="entry_price and exit_price give a return of inf"):
+        TradingOutcome("AAPL", "hold", entry_price=5e-324, exit_price=1e300)
 
 
 @settings(max_examples=200)

@@ -14,6 +14,7 @@ from agents.policies.rules.technical import RulesTechnical
 from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from evaluation.taxonomy_guided_judge import NEEDS_MODEL, TaxonomyGuidedJudge, judged_categories
+from judge.llm_judge import LLMJudge
 from utils.errors import ProviderError
 from utils.llm.base import ChatAnswer, ChatMessage
 from utils.schema import PortfolioState
@@ -66,6 +67,15 @@ def test_a_verified_finding_of_the_model_is_reported_with_place_severity_and_quo
     assert report.overall_severity.value == "high"
     assert not report.is_acceptable
     assert "logical_fallacy" not in report.not_checked
+
+
+def test_a_judge_is_taken_for_the_model_that_it_thinks_with() -> None:
+    model = Scripted()
+    judge = LLMJudge.for_panel("claude", model)
+    assert TaxonomyGuidedJudge(judge).evaluate("technical", TECHNICAL, TRUTH) == TaxonomyGuidedJudge(model).evaluate(
+        "technical", TECHNICAL, TRUTH
+    )
+    assert len(model.asked) == 2
 
 
 def test_a_model_that_finds_nothing_leaves_a_clean_report_with_everything_checked() -> None:
