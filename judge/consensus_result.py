@@ -92,4 +92,4 @@ class ConsensusResult:
     tokens: int = 0
     degraded: str | None = None
     flags: tuple[GuardFlag, ...] = ()
-    latency_s: float = 0.0
+    latency_s: float = field(default=0.0, compare=False)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +21,7 @@ from judge.base import JudgeRequest
 from judge.rubrics import Rubric
 from utils.clock import isoformat
 from utils.llm.base import ChatMessage
+from utils.llm.untrusted import capped, token, visible
 from utils.schema import AgentOutput
 
 LONGEST_TEXT = 600
@@ -43,12 +42,7 @@ _WITHHELD = {"policy", "p_correct", "latency_s", "cost_usd", "abstained", "absta
 """Fields that judges are not shown: who thought, at what price, and what past outcomes say of it."""
 
 _SHOWN_OF_OTHERS = ("recommendation", "confidence")
-_HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-"""Unicode categories that a reader does not see: controls, formats (bidi, zero width, tags), private use, unassigned."""
-
 _SLUG = re.compile(r"[^a-z0-9]+")
-_PLAIN_ASCII = re.compile(r"[ -~]*\Z")
-_TOKEN_HEX = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +80,7 @@ def judge_prompt(request: JudgeRequest, key: bytes) -> JudgePrompt:
     templates, rubric = _templates(), request.rubric
     rubric_text, data = _rubric_text(rubric), _data(request)
     content = "\0".join((templates["system.md"], request.agent_type, rubric_text, data))
-    boundary, verdict_id = (f"{name}-{_token(key, name, content)}" for name in ("data", "verdict"))
+    boundary, verdict_id = (f"{name}-{token(key, name, content)}" for name in ("data", "verdict"))
     system = Template(templates["system.md"]).substitute(
         agent_type=request.agent_type, rubric=rubric_text, verdict_id=verdict_id
     )
@@ -105,34 +99,9 @@ def prompt_hash() -> str:
     return digest.hexdigest()
 
 
-def visible(text: str) -> str:
-    """Return a text with every character that a reader does not see written as its escape; line ends and tabs too."""
-    if _PLAIN_ASCII.match(text):
-        return text
-    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN_CATEGORIES else char for char in text)
-
-
-def capped(text: str, longest: int) -> str:
-    """Return a text that is cut, with a mark that says by how much, where it is longer than `longest` characters."""
-    return text if len(text) <= longest else f"{text[:longest]} [cut: {len(text) - longest} more characters]"
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if code <= 0xFFFF:
-        return f"\\u{code:04x}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
-
-
 @functools.cache
 def _templates() -> dict[str, str]:
     return {name: (_TEMPLATES / name).read_text(encoding="utf-8") for name in _NAMES}
-
-
-def _token(key: bytes, purpose: str, content: str) -> str:
-    message = f"{purpose}\0{content}".encode("utf-8", "backslashreplace")
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:_TOKEN_HEX]
 
 
 def _rubric_text(rubric: Rubric) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from judge.base import JudgeScore, check_range
-from judge.prompting import JudgePrompt, capped, visible
+from judge.prompting import JudgePrompt
 from judge.rubrics import Rubric
 from utils.errors import JudgeError
 from utils.llm.base import ChatAnswer
+from utils.llm.untrusted import capped, visible
 
 _LONGEST_TEXT = 2000
 """Characters kept of a model's explanation; it is asked for 120 words."""
