@@ -1,6 +1,7 @@
 """Claude models over the Messages API, through the vendor's async SDK with its retries off.
 
-Built by `utils.llm.factory`. Temperature is never sent: the SDK has no such parameter and newer models refuse it.
+Built by `utils.llm.factory`. Temperature is never sent: the SDK has no such parameter and newer models refuse it. What
+structured output does not know, such as ranges, the SDK itself moves into the schema's descriptions.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ class AnthropicAdapter:
     provider = "anthropic"
 
     def __init__(self, model: str, key: str, base_url: str = DEFAULT_BASE_URL) -> None:
-        from anthropic import AsyncAnthropic
+        from anthropic import AsyncAnthropic, transform_schema
 
         self.model = model
         self._endpoint = Endpoint(self.provider, model, key)
         self._client = AsyncAnthropic(
             api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url), open_telemetry=False
         )
+        self._accepted = transform_schema
         self._messages = self._client.messages  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
@@ -60,7 +62,7 @@ class AnthropicAdapter:
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": dict(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": self._accepted(without_type_lists(schema))}},
         }
         if system := system_text(messages):
             request["system"] = system
@@ -105,3 +107,20 @@ class AnthropicAdapter:
         if not text.strip():
             raise unusable(self._endpoint, "malformed", f"the answer is empty (stop_reason {stop_reason})", answer)
         return answer
+
+
+def without_type_lists(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with ``type: [a, b]`` said as ``anyOf``, which is the only form the SDK understands."""
+    said = {key: _without_type_lists(value) for key, value in schema.items()}
+    types = said.get("type")
+    if not isinstance(types, list):
+        return said
+    del said["type"]
+    about = {key: said.pop(key) for key in ("description", "title") if key in said}
+    return {**about, "anyOf": [{"type": "null"} if name == "null" else {"type": name, **said} for name in types]}
+
+
+def _without_type_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_type_lists(value)
+    return [_without_type_lists(item) for item in value] if isinstance(value, list) else value
