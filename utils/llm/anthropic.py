@@ -116,7 +116,7 @@ def without_type_lists(schema: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(types, list):
         return said
     del said["type"]
-    about = {key: said.pop(key) for key in ("description", "title") if key in said}
+    about: dict[str, Any] = {key: said.pop(key) for key in ("description", "title") if key in said}
     return {**about, "anyOf": [{"type": "null"} if name == "null" else {"type": name, **said} for name in types]}
 
 
