@@ -13,6 +13,7 @@ import pytest
 
 from utils.errors import ProviderError
 from utils.llm.adapter import LONGEST_MESSAGE, json_object, one_line
+from utils.llm.anthropic import without_type_lists
 from utils.llm.base import ChatMessage
 from utils.llm.event_loop import LoopThread
 from utils.llm.factory import OwnedChatModel, make_adapter
@@ -297,3 +298,11 @@ def test_retry_after_is_read_in_every_form_and_nonsense_is_none(headers: dict[st
 def test_deep_nesting_is_a_value_error_and_no_crash() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         json_object('{"a":' * 100_000)
+
+
+def test_a_schema_for_claude_says_lists_of_types_as_alternatives() -> None:
+    schema = {"properties": {"n": {"type": ["string", "null"], "minLength": 1, "description": "d"}}, "required": ["n"]}
+    assert without_type_lists(schema) == {
+        "properties": {"n": {"description": "d", "anyOf": [{"type": "string", "minLength": 1}, {"type": "null"}]}},
+        "required": ["n"],
+    }

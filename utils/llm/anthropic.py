@@ -1,6 +1,7 @@
 """Claude models over the Messages API, through the vendor's async SDK with its retries off.
 
-Built by `utils.llm.factory`. Temperature is never sent: the SDK has no such parameter and newer models refuse it.
+Built by `utils.llm.factory`. Temperature is never sent: the SDK has no such parameter and newer models refuse it. What
+structured output does not know, such as ranges, the SDK itself moves into the schema's descriptions.
 """
 
 from __future__ import annotations
@@ -23,33 +24,6 @@ _STOPPED: dict[str, tuple[ProviderFault, str]] = {
     "model_context_window_exceeded": ("truncated", "the context is full; shorten the messages"),
 }
 
-_UNSAYABLE = (
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems",
-)  # fmt: skip
-"""Keywords that the vendor's schemas refuse."""
-
-
-def accepted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema as the vendor accepts it: ranges and lengths stand in descriptions, for the model to read.
-
-    The SDK's own `transform_schema` does likewise, but not for a list of types.
-    """
-    told = {name: schema[name] for name in _UNSAYABLE if name in schema}
-    if schema.get("minItems", 0) > 1:
-        told["minItems"] = schema["minItems"]
-    accepted = {name: value for name, value in schema.items() if name not in told}
-    if told:
-        words = ", ".join(f"{name} {value}" for name, value in told.items())
-        accepted["description"] = f"{accepted['description']} ({words})" if "description" in accepted else words
-    for name in ("properties", "$defs"):
-        if name in accepted:
-            accepted[name] = {key: accepted_schema(part) for key, part in accepted[name].items()}
-    if "items" in accepted:
-        accepted["items"] = accepted_schema(accepted["items"])
-    if "anyOf" in accepted:
-        accepted["anyOf"] = [accepted_schema(part) for part in accepted["anyOf"]]
-    return accepted
-
 
 class AnthropicAdapter:
     """One Claude model.
@@ -64,13 +38,15 @@ class AnthropicAdapter:
     provider = "anthropic"
 
     def __init__(self, model: str, key: str, base_url: str = DEFAULT_BASE_URL) -> None:
-        from anthropic import AsyncAnthropic
+        from anthropic import AsyncAnthropic, transform_schema
 
         self.model = model
         self._endpoint = Endpoint(self.provider, model, key)
         self._client = AsyncAnthropic(
             api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url), open_telemetry=False
         )
+        self._accepted = transform_schema
+        self._messages = self._client.messages  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
         self,
@@ -81,17 +57,17 @@ class AnthropicAdapter:
         temperature: float | None,
         timeout_s: float,
     ) -> RawAnswer:
-        """Ask once, what the vendor's schemas cannot say (ranges, lengths) in the descriptions; see `Adapter`."""
+        """Ask once; see `Adapter`."""
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": accepted_schema(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": self._accepted(without_type_lists(schema))}},
         }
         if system := system_text(messages):
             request["system"] = system
         try:
-            reply = await self._client.messages.create(**request, timeout=timeout(timeout_s))
+            reply = await self._messages.create(**request, timeout=timeout(timeout_s))
             return self._answer(reply)
         except Exception as error:  # the SDK raises nearly anything, a TypeError from its parsing among it
             raise vendor_fault(self._endpoint, error) from error
@@ -131,3 +107,20 @@ class AnthropicAdapter:
         if not text.strip():
             raise unusable(self._endpoint, "malformed", f"the answer is empty (stop_reason {stop_reason})", answer)
         return answer
+
+
+def without_type_lists(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with ``type: [a, b]`` said as ``anyOf``, which is the only form the SDK understands."""
+    said = {key: _without_type_lists(value) for key, value in schema.items()}
+    types = said.get("type")
+    if not isinstance(types, list):
+        return said
+    del said["type"]
+    about: dict[str, Any] = {key: said.pop(key) for key in ("description", "title") if key in said}
+    return {**about, "anyOf": [{"type": "null"} if name == "null" else {"type": name, **said} for name in types]}
+
+
+def _without_type_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_type_lists(value)
+    return [_without_type_lists(item) for item in value] if isinstance(value, list) else value

@@ -26,7 +26,7 @@ MAX_ACCOUNTS = 4096
 _ROUNDING_USD = 1e-9
 
 _STEP = 0.01
-"""Share of the day's money that the file is ahead by, so that it is not written for every call."""
+"""Share of the day's money that the file is ahead by while calls are out."""
 
 
 def utc_today() -> date:
@@ -160,15 +160,12 @@ class Budget:
                 self._reserved_usd = max(0.0, self._reserved_usd - reservation.usd)
             if usd > 0 or reservation.usd > 0:
                 self._spent_usd += usd
-                self._store()
+                if self._reserved_usd <= _ROUNDING_USD:
+                    self._reserved_usd = 0.0
+                    self._write(self._spent_usd)
+                else:
+                    self._store()
                 self._report()
-
-    def close(self) -> None:
-        """Write down exactly what is spent, and what is still reserved."""
-        with self._lock:
-            self._turn_of_day()
-            if self._kept_usd > 0:
-                self._write(self._spent_usd + self._reserved_usd)
 
     def _account(self, name: str) -> _Account:
         if not name:
@@ -213,8 +210,8 @@ class Budget:
     def _store(self) -> None:
         """Keep at least what is spent and reserved: after a crash, calls that were out count with their estimate.
 
-        The file runs a hundredth of the day ahead, because a write takes longer than all else we do for a call. It is not
-        forced to disk: a crash of the process loses nothing.
+        While calls are out the file runs a hundredth of the day ahead, so that it is not written for each of many; once
+        none is, it is exact. It is not forced to disk: a crash of the process loses nothing.
         """
         committed = self._spent_usd + self._reserved_usd
         if committed > self._kept_usd:

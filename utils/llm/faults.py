@@ -85,8 +85,7 @@ def vendor_fault(endpoint: Endpoint, error: Exception) -> VendorError:
     if names & set(_TRANSPORT_FAULTS):
         text = f"{where}: the connection broke ({_quote(endpoint, error)}); check the network and {variable}"
         return VendorError(text, kind="overload", sent=True)
-    broken = (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError)
-    if isinstance(error, broken) or "ParseError" in names:
+    if isinstance(error, (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError)):
         text = f"{where}: the reply has another shape than the API's ({type(error).__name__}); check {variable}"
         return VendorError(text, kind="malformed", sent=True)
     return VendorError(f"{where}: {type(error).__name__}: {_quote(endpoint, error)}", kind="fault", sent=True)
@@ -110,7 +109,7 @@ def _status_fault(endpoint: Endpoint, status: int, error: Exception) -> VendorEr
     where = f"{endpoint.provider} {endpoint.model}: status {status}"
     quote = _quote(endpoint, error)
     key = KEY_VARIABLES.get(endpoint.provider, "the key")
-    if any(word in said for word in _SPENT) or status == 402 or _daily_quota(said):
+    if any(word in said for word in _SPENT) or status == 402 or (status == 429 and "PerDay" in said):
         text = f"{where}, quota spent ({quote}); raise the limit at the vendor, it stays off until the next day (UTC)"
         return VendorError(text, kind="quota")
     if status in (401, 403) or "API_KEY_INVALID" in said:
@@ -176,14 +175,9 @@ def _status(error: Exception) -> int | None:
     return value if isinstance(value, int) and value >= 300 else None
 
 
-def _daily_quota(said: str) -> bool:
-    return "RESOURCE_EXHAUSTED" in said and "PerDay" in said
-
-
 def _everything_said(error: Exception) -> str:
     body = getattr(error, "body", None) or getattr(error, "details", None)
-    reply = getattr(getattr(error, "response", None), "text", "")  # google.api_core drops details that it does not know
-    return f"{error} {body} {reply}"
+    return f"{error} {body}"
 
 
 def _quote(endpoint: Endpoint, error: Exception) -> str:

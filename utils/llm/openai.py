@@ -89,7 +89,7 @@ class OpenAIAdapter:
         await self._client.close()
 
     def _answer(self, reply: Any) -> RawAnswer:
-        choices = getattr(reply, "choices", None) or ()
+        choices: Any = getattr(reply, "choices", None)
         message = choices[0].message if choices else None
         if message is None:
             raise no_api_reply(self._endpoint, reply)
