@@ -60,7 +60,8 @@ def test_spending_survives_without_an_orderly_end(lab: Lab, vendor: Vendor) -> N
         vendor, server, budget={"usd_per_day": 1000, "usd_per_decision": 1000, "tokens_per_decision": 10**9}
     )
     spent = ask(models.model(vendor.provider, vendor.model)).cost_usd
-    assert lab.models(vendor, server).status()["spent_today_usd"] == pytest.approx(spent)
+    recovered = lab.models(vendor, server).status()["spent_today_usd"]
+    assert spent - 1e-6 <= recovered <= spent + 10 + 1e-6  # never less, and more by a hundredth of the day at most
 
 
 @every_priced_vendor
