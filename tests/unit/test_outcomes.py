@@ -245,14 +245,25 @@ def test_success_is_the_right_side_after_costs_or_a_quiet_hold(recommendation, e
 def test_the_grade_enters_the_reward_with_its_weight() -> None:
     market = Market().add("AAA", [100, 100, 100, 100, 100, 105])
     plain, graded, doubted = tracker(), tracker(), tracker()
-    graded.graded({"AAA-0": 90.0, "someone-else": 10.0})
-    doubted.graded({"AAA-0": 0.0})
     rewards = []
-    for made in (plain, graded, doubted):
+    for made, scores in ((plain, {}), (graded, {"AAA-0": 90.0, "someone-else": 10.0}), (doubted, {"AAA-0": 0.0})):
         made.track(decision(0))
+        made.graded(scores)
         rewards.append(settle(made, market, 5).updates[0].reward)
     assert rewards[1] == pytest.approx(0.8 * rewards[0] + 0.2 * 0.8)
     assert rewards[2] == pytest.approx(0.8 * rewards[0] - 0.2)
+
+
+def test_a_grade_that_comes_after_the_outcome_is_not_kept_for_anything() -> None:
+    market = Market().add("AAA", [100, 100, 100, 100, 100, 105])
+    late, plain = tracker(), tracker()
+    for made in (late, plain):
+        made.track(decision(0))
+    assert settle(late, market, 5).updates[0].reward == settle(plain, market, 5).updates[0].reward
+    late.graded({"AAA-0": 90.0})
+    late.track(decision(0))
+    plain.track(decision(0))
+    assert settle(late, market, 5).updates[0].reward == settle(plain, market, 5).updates[0].reward
 
 
 def test_the_reward_is_that_of_the_calculator_on_the_same_facts() -> None:

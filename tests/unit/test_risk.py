@@ -17,6 +17,7 @@ from data_pipeline.asof_store import AsOfStore
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.library.cycle import CycleBatch
+from evaluation.fault_localization import report_of
 from judge.reward_calculator import RewardCalculator
 from orchestration.coordinator import Analysis
 from orchestration.execution.outcomes import OutcomeTracker
@@ -211,7 +212,8 @@ class BuyEverything:
             )  # fmt: skip
             decision = Decision(f"{symbol}-{session}", symbol, view.at, "bull_market", verdict, {}, "0" * 64)
             snapshot = make_snapshot(make_bars(60), symbol=symbol, as_of=view.at)
-            found.append(Analysis(decision, snapshot, REGIME, {}, {}))
+            report = report_of("strategist", [], view.at, {})
+            found.append(Analysis(decision, snapshot, REGIME, {}, {"strategist": report}))
         return found
 
 
