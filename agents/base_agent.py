@@ -7,20 +7,47 @@ never reads a clock of its own, and never turns a missing answer into a neutral 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from agents.policies.base import Policy, PolicyRequest
+import numpy as np
+
+from agents.policies.base import Policy, PolicyRequest, SamplingPolicy, waits
 from utils.errors import ConfigError, DataUnavailable, ProviderError
 from utils.hashing import sha256_hex
 from utils.logs import logger
 from utils.market_regime_detector import MarketRegimeDetector
-from utils.schema import OUTPUT_MODELS, AgentOutput, AgentType, MarketSnapshot
+from utils.schema import OUTPUT_MODELS, AgentOutput, AgentType, BarWindow, MarketSnapshot
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 SnapshotProvider = Callable[[str, datetime | None], MarketSnapshot]
 """Returns the snapshot of a symbol as of an instant, None meaning the latest; raises `DataUnavailable` without data."""
+
+_NONE = np.empty(0)
+NO_BARS = BarWindow(np.empty(0, dtype="datetime64[D]"), _NONE, _NONE, _NONE, _NONE, _NONE)
+"""The bars of a snapshot that knows of no market."""
+
+RETRY_TEMPERATURE = 0.7
+RETRY_STATE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """A question asked once more under other conditions.
+
+    Attributes
+    ----------
+    request : PolicyRequest
+    what : str
+        What differs, for people and the trace.
+    temperature : float
+        Above 0 the policy is sampled; 0 asks it as usual.
+    """
+
+    request: PolicyRequest
+    what: str
+    temperature: float = 0.0
 
 
 def abstain(agent_type: AgentType, symbol: str, as_of: datetime, reason: str, policy: str = "rules") -> AgentOutput:
@@ -53,7 +80,7 @@ class Agent:
         Names the regime for `analyze`.
     timer : callable, optional
         Seconds on a monotonic wall clock. Only live runs give one: latency measured in a replay would make its outputs
-        differ from run to run, so without a timer `latency_s` stays what the policy says.
+        differ from run to run, so without a timer `latency_s` stays what the policy says. What a policy states is kept.
 
     Raises
     ------
@@ -112,7 +139,55 @@ class Agent:
         if self._timer is None:
             return outputs
         latency = max(0.0, self._timer() - start) / len(outputs)
-        return [output.model_copy(update={"latency_s": latency}) for output in outputs]
+        # requests that were asked side by side each know their own latency; a share of the batch would understate it
+        return [o if o.latency_s else o.model_copy(update={"latency_s": latency}) for o in outputs]
+
+    @property
+    def waits(self) -> bool:
+        """Whether the policy waits on a server."""
+        return waits(self._policy)
+
+    def variation(self, request: PolicyRequest, known: MarketSnapshot) -> Variation | None:
+        """Return the same question under other conditions, None where another answer is out of reach.
+
+        Parameters
+        ----------
+        request : PolicyRequest
+            As it was asked.
+        known : MarketSnapshot
+            All that may be known of the symbol at that instant; it may reach farther back than the request's snapshot.
+        """
+        if isinstance(self._policy, SamplingPolicy):
+            return Variation(request, f"temperature {RETRY_TEMPERATURE}", RETRY_TEMPERATURE)
+        return None
+
+    def decide_variation(self, varied: Variation) -> AgentOutput:
+        """Answer a question that was asked before, under its new conditions; faults as in `decide_many`."""
+        policy = self._policy
+        if not varied.temperature or not isinstance(policy, SamplingPolicy):
+            return self.decide_many([varied.request])[0]
+        start = self._timer() if self._timer else 0.0
+        try:
+            output = policy.sample(varied.request, varied.temperature, RETRY_STATE)
+        except ProviderError as error:
+            return self.fall_back(varied.request, str(error))
+        if self._timer is None:
+            return output
+        return output.model_copy(update={"latency_s": max(0.0, self._timer() - start)})
+
+    def fall_back(self, request: PolicyRequest, reason: str) -> AgentOutput:
+        """Let the rules answer where the policy gave no answer in time.
+
+        Raises
+        ------
+        ProviderError
+            If there is no fallback, or the policy is the fallback itself.
+        """
+        self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type="provider")
+        if self._fallback is None or self._fallback is self._policy:
+            raise ProviderError(f"{self.agent_type}: {self._policy.name} gave no answer: {reason}", kind="timeout")
+        logger.warning("%s: %s gave no answer, rules answer instead: %s", self.agent_type, self._policy.name, reason)
+        return _answered(self._fallback, [request])[0]
 
     def snapshot(self, symbol: str, as_of: datetime | None) -> MarketSnapshot:
         """Return the snapshot that `analyze` looks at.

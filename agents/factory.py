@@ -5,31 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 
 from agents.base_agent import Agent, SnapshotProvider
+from agents.conflicts.resolution import AdvancedConflictResolver, StrategyPreference
 from agents.junior.fundamental_agent import FundamentalAgent
 from agents.junior.news_agent import NewsAgent
 from agents.junior.technical_agent import TechnicalAgent
 from agents.policies.base import Policy
 from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
+from agents.policies.rules.validator import RulesValidator
 from agents.senior.strategist_agent import StrategistAgent
+from agents.validator_agent import ValidatorAgent
 from utils.errors import ConfigError
+from utils.llm.base import ChatModel
+from utils.schema import AgentType
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
+ALWAYS = ("strategist", "validator")
+"""Seats that no configuration leaves empty."""
+
 
 def build_agents(
-    config: OrchestratorConfig, snapshots: SnapshotProvider | None = None, telemetry: Telemetry = NO_TELEMETRY
+    config: OrchestratorConfig,
+    snapshots: SnapshotProvider | None = None,
+    telemetry: Telemetry = NO_TELEMETRY,
+    preference: StrategyPreference | None = None,
 ) -> dict[str, Agent]:
-    """Return an agent for each seat, thinking by rules; a trained model takes a seat by `Agent.set_policy`."""
+    """Return an agent for each seat, thinking by rules; a trained model takes a seat by `Agent.set_policy`.
+
+    `preference` is what the validator knows of the strategies that resolved earlier conflicts.
+    """
     seats: tuple[tuple[type[Agent], Policy], ...] = (
         (NewsAgent, RulesNews()),
         (TechnicalAgent, RulesTechnical()),
         (FundamentalAgent, RulesFundamental()),
         (StrategistAgent, RulesStrategist()),
+        (ValidatorAgent, RulesValidator(AdvancedConflictResolver(preference=preference))),
     )
     return {
         str(agent.agent_type): agent(rules, fallback=rules, snapshots=snapshots, telemetry=telemetry)
         for agent, rules in seats
-        if agent.agent_type == "strategist" or config.agent(agent.agent_type).enabled
+        if agent.agent_type in ALWAYS or config.agent(agent.agent_type).enabled
     }
 
 
@@ -48,3 +63,28 @@ def local_policy(agent_type: str, version: str, base_dir: Path, adapter_dir: Pat
     from agents.policies.local_model import LocalModelPolicy
 
     return LocalModelPolicy("technical", version, base_dir, adapter_dir, sha256, RulesTechnical())
+
+
+def hosted_policy(
+    agent_type: AgentType,
+    chat_model: ChatModel,
+    rules: Policy,
+    *,
+    deadline_s: float = 10.0,
+    temperature: float | None = None,
+    boundary_key: bytes | None = None,
+    telemetry: Telemetry = NO_TELEMETRY,
+) -> Policy:
+    """Return the policy by which an agent thinks with a hosted model; see `HostedModelPolicy` for the parameters.
+
+    Raises
+    ------
+    ConfigError
+        For an agent that no hosted model thinks for.
+    """
+    from agents.policies.hosted_model import HostedModelPolicy
+
+    return HostedModelPolicy(
+        agent_type, chat_model, rules, deadline_s=deadline_s, temperature=temperature, boundary_key=boundary_key,
+        telemetry=telemetry,
+    )  # fmt: skip

@@ -380,7 +380,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         self.database.write(CommitCycle(batch, self.embedder.model))
 
     def store_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
-        """Store grades, all or none; one that is stored already stays as it is.
+        """Store grades, all or none; one that is stored already stays as it is, unless it was pending and this is a later attempt.
 
         Raises
         ------

@@ -73,6 +73,8 @@ class ConsensusResult:
         ``budget`` where a judge was left out because the budget is spent: the rest of the panel went on alone.
     flags : tuple of GuardFlag
         Why the output is quarantined.
+    latency_s : float
+        Wall seconds from the first question to the conclusion.
     """
 
     status: Literal["ok", "pending", "quarantined"]
@@ -90,3 +92,4 @@ class ConsensusResult:
     tokens: int = 0
     degraded: str | None = None
     flags: tuple[GuardFlag, ...] = ()
+    latency_s: float = 0.0

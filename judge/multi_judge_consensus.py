@@ -44,7 +44,8 @@ class _Inquiry:
 
     request: JudgeRequest
     screened: GuardVerdict
-    deadline: float = 0.0
+    started: float
+    deadline: float
     futures: dict[str, Future[JudgeScore]] = field(default_factory=dict)
     scores: dict[str, JudgeScore] = field(default_factory=dict)
     faults: dict[str, JudgeError] = field(default_factory=dict)
@@ -223,7 +224,8 @@ class MultiJudgeConsensus:
 
     def _begun(self, request: JudgeRequest, account: str, index: int, events: SimpleQueue[int]) -> _Inquiry:
         """Ask all judges about one item, unless the guard flags it; `events` hears of each answer."""
-        inquiry = _Inquiry(request, self._guard.screen(request.output), time.monotonic() + self._deadline_s)
+        now = time.monotonic()
+        inquiry = _Inquiry(request, self._guard.screen(request.output), now, now + self._deadline_s)
         if inquiry.screened.verdict == "quarantine":
             return inquiry
         for seat in self._asking_order:
@@ -282,6 +284,7 @@ class MultiJudgeConsensus:
             tokens=sum(tokens for _, tokens in spent),
             degraded=_BUDGET if any(reason.startswith(f"{_BUDGET}:") for reason in reasons.values()) else None,
             flags=inquiry.screened.flags,
+            latency_s=time.monotonic() - inquiry.started,
         )
         if inquiry.screened.verdict == "quarantine":
             return replace(bare, status="quarantined")

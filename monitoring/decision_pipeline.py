@@ -29,7 +29,7 @@ from orchestration.coordinator import Analysis, Coordinator
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
-from orchestration.judging import JudgeItem
+from orchestration.judging import JudgeBatch
 from orchestration.trading_cycle import CycleResult, TradingCycle
 from utils.clock import Clock, VirtualClock
 from utils.patience import patiently
@@ -109,8 +109,8 @@ class DecisionPipeline:
         self._committing: tuple[Instant, CycleResult] | None = None
         self._pump: FeedPump | None = None
         self._prepared = False
-        self.judging: Stage[list[JudgeItem]] | None = None
-        self.judging_backlog: Callable[[], list[JudgeItem]] = list
+        self.judging: Stage[JudgeBatch] | None = None
+        self.judging_backlog: Callable[[], JudgeBatch] = lambda: JudgeBatch(None, ())
         self.on_prepared: Callable[[DecisionPipeline], None] = lambda pipeline: None
         self.embedding: Stage[States] | None = None
         self.learning: Stage[datetime] | None = None
@@ -257,7 +257,7 @@ class DecisionPipeline:
         self._log.append(decision.canonical() for decision in result.decisions)
         self._note(instant, result)
         if self.judging is not None:
-            self.judging.submit(result.to_judge)
+            self.judging.submit(JudgeBatch(instant.at, result.to_judge))
         if self.embedding is not None and result.to_embed:
             self.embedding.submit(result.to_embed)
         if self.learning is not None:

@@ -78,6 +78,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("feed_records_rejected_total", "C", "Malformed records that were skipped", ("reason",)),
     MetricSpec("llm_cost_usd_total", "C", "Cost of hosted models in USD", ("provider",)),
     MetricSpec("llm_tokens_total", "C", "Tokens of hosted models", ("provider",)),
+    MetricSpec("llm_calls_total", "C", "Calls of hosted models, by what came of them", ("provider", "outcome")),
+    MetricSpec("llm_budget_left_usd", "G", "What hosted models may still cost today, in USD"),
     MetricSpec("market_regime_info", "G", "1 for the present regime of a symbol", ("symbol", "regime")),
     MetricSpec("change_points_total", "C", "Change points detected", ("symbol",)),
     MetricSpec("workflow_rewrites_total", "C", "Rewriting rules that fired", ("rule",)),

@@ -19,12 +19,15 @@ from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.feeds.factory import build_feed
 from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
+from judge.configured_panel import build_panel
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
 from monitoring.daily_upkeep import DailyUpkeep
 from monitoring.decision_pipeline import DecisionPipeline
+from monitoring.deployment import Deployment
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
+from monitoring.hosted_models import hosted_agents, open_chat_models, probe, prompt_key
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.library_care import LibraryCare
 from monitoring.metrics_collector import MetricsCollector
@@ -35,14 +38,14 @@ from monitoring.summary import summarise
 from monitoring.supervision import SupervisedThread
 from monitoring.trade_metrics import TradeMetrics
 from orchestration.coordinator import Coordinator
-from orchestration.judging import JudgeItem, Judging
+from orchestration.judging import JudgeBatch, Judging
 from orchestration.retrieval import ExperienceMemory
-from training.model_registry import ModelVersion
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError, ProviderError
+from utils.errors import ComponentStartError
 from utils.ids import ADHOC_RUN, run_identity
+from utils.llm.factory import ChatModels
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -92,7 +95,9 @@ class ProductionOrchestrator:
         self._metrics: MetricsCollector | None = None
         self._health: HealthChecker | None = None
         self._endpoint: HttpEndpoint | None = None
-        self._judging: Stage[list[JudgeItem]] | None = None
+        self.judging: Judging | None = None
+        self.chat_models: ChatModels | None = None
+        self._judging: Stage[JudgeBatch] | None = None
         self._embedding: Stage[States] | None = None
         self._learning: Stage[datetime] | None = None
         self._streaming: SupervisedThread | None = None
@@ -195,16 +200,16 @@ class ProductionOrchestrator:
         self.library_care = LibraryCare(library, self._on_library_change)
         self.run = self._open_run(library, feed)
         library.run_id = self.run.run_id if self.run else ADHOC_RUN
-        consensus = MultiJudgeConsensus(
-            [{"id": "local", "model": "local"}],
-            disagreement_threshold=config.judge.disagreement_threshold,
-            deadline_s=config.judge.deadline_s,
-            quorum=1,
-        )
         replay = feed is not None and feed.mode != "live"
+        chat_models = self.chat_models = open_chat_models(config, replay=replay, telemetry=self._telemetry)
+        key = prompt_key(config, replay=replay)
+        consensus = build_panel(config, chat_models, key)
         library.exact_search = replay  # an approximate index is built with randomness
         memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)
         coordinator = Coordinator(config, run_id=library.run_id, memory=memory, telemetry=self._telemetry)
+        for name, policy in hosted_agents(config, chat_models, coordinator.rules, key).items():
+            coordinator.set_policy(name, policy)
+        probe(chat_models)
         if feed is not None:
             self._build_pipeline(feed, library, coordinator, consensus, clock)
         self._register("judge", consensus)
@@ -265,9 +270,15 @@ class ProductionOrchestrator:
         pipeline = self.pipeline = DecisionPipeline(
             self.config, run_id, library, coordinator, clock, self._telemetry, open_feed, self._on_end
         )
-        judging = Judging(consensus, library, run_id, lambda found: pipeline.tracker.graded(found), self._telemetry)
-        on_state, catch_up = self._state_setter("judge"), lambda: judging.process(judging.backlog())
-        self._judging = Stage("judging", judging.process, catch_up, library.revive, on_state)
+        judging = self.judging = Judging(
+            consensus, library, run_id, lambda found: pipeline.tracker.graded(found),
+            calibrate=self.config.judge.method == "calibrated", telemetry=self._telemetry,
+        )  # fmt: skip
+        retry = (lambda: judging.retry_due(clock.now())) if feed.mode == "live" else (lambda: None)
+        self._judging = Stage(
+            "judging", judging.process, lambda: judging.process(judging.backlog()), library.revive,
+            self._state_setter("judge"), idle=retry,
+        )  # fmt: skip
         pipeline.judging = self._judging
         pipeline.judging_backlog = judging.backlog
         pipeline.on_prepared = self._on_prepared
@@ -287,30 +298,10 @@ class ProductionOrchestrator:
     def _start_learning(
         self, library: ExperienceLibraryPostgres, coordinator: Coordinator, clock: Clock, feed: MarketFeed | None
     ) -> None:
-        def deploy(version: ModelVersion) -> None:
-            if self.config.agents == "rules":
-                logger.info(
-                    "%s stays with rules, as configured; %s is registered only", version.agent_type, version.version
-                )
-                return
-            from agents.factory import local_policy
-
-            try:
-                policy = local_policy(
-                    version.agent_type, version.version, version.base_dir, version.path, version.sha256
-                )
-            except ProviderError as error:
-                logger.error(
-                    "%s; %s goes on with %s", error, version.agent_type, coordinator.policies[version.agent_type]
-                )
-                self._set_state("learning_loop", f"degraded: {version.version} cannot be loaded")
-                return
-            coordinator.set_policy(version.agent_type, policy)
-            logger.info("%s is served by local:%s from now on", version.agent_type, version.version)
-
+        deployment = Deployment(self.config, coordinator, self._state_setter("learning_loop"))
         derived = feed is not None and feed.mode != "live"
         loop = OnlineLearningLoop.for_daemon(
-            self.config, library, clock, derived_ids=derived, deploy=deploy, telemetry=self._telemetry
+            self.config, library, clock, derived_ids=derived, deploy=deployment.deploy, telemetry=self._telemetry
         )
         self._register("learning_loop", loop)
         if feed is None:
@@ -481,6 +472,8 @@ class ProductionOrchestrator:
                 component.close()
             if name in self._states and not self._states[name].startswith("failed"):
                 self._states[name] = "stopped"
+        if self.chat_models is not None:
+            self.chat_models.close()
         if self._endpoint is not None:
             self._endpoint.stop()
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
+from judge.configured_panel import judge_configs
+from monitoring.hosted_models import agents_provider
 from utils.errors import ConfigError
-from utils.logs import logger
 from utils.settings import OrchestratorConfig
 
 
@@ -20,21 +21,16 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
     ConfigError
         For the first such choice.
     """
-    if config.agents not in ("auto", "rules"):
-        known = "auto serves a local model once one is promoted, rules never does"
-        raise ConfigError(f"agents: {config.agents!r} is not part of this version; {known}")
+    if config.agents == "local":
+        raise ConfigError("agents: 'local' is not part of this version; auto serves a local model once one is promoted")
+    agents_provider(config)
+    judge_configs(config)
     check_feed(config)
     check_embedder(config.embeddings)
-    unused = [name for name in ("anthropic", "openai", "gemini") if getattr(config, f"{name}_api_key") is not None]
-    if unused:
-        logger.warning("no hosted model is asked in this version: the key of %s is not used", " and ".join(unused))
     if config.exit_when_done and not config.enable_streaming:
         raise ConfigError(
             "exit_when_done: nothing is ever done without streaming; add --enable_streaming or leave it out"
         )
-    hosted = [name for name in config.judges.replace(",", " ").split() if name not in ("auto", "local")]
-    if hosted:
-        raise ConfigError(f"judges: {hosted[0]!r} is not part of this version; use local or auto")
     if config.decision.cadence != "daily_close":
         raise ConfigError(
             f"decision.cadence: {config.decision.cadence!r} needs a live feed; a replay of daily bars decides at daily_close"

@@ -37,6 +37,8 @@ class Stage(Generic[Item]):
         Called while the database is away.
     size : int
         Items that may wait; `submit` blocks beyond.
+    idle : callable
+        Called again and again while nothing waits; may raise LibraryUnavailable.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Stage(Generic[Item]):
         revive: Callable[[], None],
         on_state: Callable[[str], None],
         size: int = 64,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
+        self._idle_work = idle
         self._process = process
         self._recover = recover
         self._revive = revive
@@ -121,6 +125,7 @@ class Stage(Generic[Item]):
             try:
                 item = self._queue.get(timeout=_POLL_S)
             except queue.Empty:
+                self._patiently(self._idle_work, heartbeat)
                 continue
             self._covered += 1
             self._patiently(functools.partial(self._process, item), heartbeat)

@@ -12,6 +12,7 @@ from evaluation.decision_metrics import sharpe_ratio
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.library_care import LibraryCare
 from orchestration.execution.portfolio import Portfolio
+from orchestration.judging import Judging
 from utils.clock import isoformat
 from utils.ids import ADHOC_RUN
 
@@ -41,8 +42,10 @@ def build_status(orchestrator: ProductionOrchestrator, started_at: datetime | No
         "portfolio": portfolio_status(pipeline.ledger.portfolio) if pipeline else None,
         "regime": pipeline.cycle.regimes if pipeline else {},
         "models": coordinator.policies if coordinator else {},
-        "experience_library": _library(pipeline, care) if care else None,
+        "experience_library": _library(pipeline, care, orchestrator.judging) if care else None,
         "findings": _findings(pipeline) if pipeline else None,
+        "judges": orchestrator.judging.status() if orchestrator.judging else None,
+        "hosted_models": orchestrator.chat_models.status() if orchestrator.chat_models else None,
         "learning_loop": learning.snapshot() if learning else None,
         "metrics": {"port": orchestrator.metrics_port} if orchestrator.metrics_port else None,
         "health": health.get_system_health() if health else None,
@@ -127,11 +130,12 @@ def _spool(care: LibraryCare) -> dict[str, Any] | None:
     }
 
 
-def _library(pipeline: DecisionPipeline | None, care: LibraryCare) -> dict[str, Any]:
+def _library(pipeline: DecisionPipeline | None, care: LibraryCare, judging: Judging | None) -> dict[str, Any]:
     return {
         "location": care.library.location,
         "trajectories": care.size,
         "outcome_backlog": pipeline.tracker.backlog if pipeline else 0,
-        "judge_pending": pipeline.judging.pending if pipeline and pipeline.judging else 0,
+        "judge_queue": pipeline.judging.pending if pipeline and pipeline.judging else 0,
+        "judge_pending": judging.pending if judging else 0,
         "embedding_pending": pipeline.embedding.pending if pipeline and pipeline.embedding else 0,
     }

@@ -91,7 +91,8 @@ def render(summary: dict[str, Any]) -> str:
         "",
         f"Run {s['run_id'][:12]}: {s['feed']}, {period[0]} to {period[1]}, {len(s['symbols'])} symbols ({s['kind_of_result']})",
         f"  decisions    {s['decisions']:,}, of them {s['abstentions']:,} abstentions; {s['trajectories']:,} trajectories",
-        f"  outcomes     {s['outcomes']:,} settled, {s['pending_outcomes']:,} pending; graded {s['evaluations']:,}, mean score {_number(s['mean_score'], 1)}",
+        f"  outcomes     {s['outcomes']:,} settled, {s['pending_outcomes']:,} pending; graded {s['evaluations']:,}, mean score {_number(s['mean_score'], 1)}"
+        + _ungraded(s),
         f"  trading      {s['fills']:,} fills, {s['risk_clamps']:,} clamps, {s['risk_rejections']:,} rejections, costs {s['costs_usd']:,.2f} USD",
     ]
     found = ", ".join(f"{count:,} {category}" for category, count in sorted(s["findings"].items()))
@@ -114,6 +115,15 @@ def render(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _ungraded(s: dict[str, Any]) -> str:
+    parts = [
+        f", {s[f'{what}_evaluations']:,} {words}"
+        for what, words in (("pending", "below the judges' quorum"), ("quarantined", "quarantined"))
+        if s[f"{what}_evaluations"]
+    ]
+    return "".join(parts)
+
+
 def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
     with library.connection() as connection, connection.cursor() as cursor:
         cost = connection.execute(
@@ -128,7 +138,9 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
             (run_id,),
         ).fetchone()
         graded = connection.execute(
-            "SELECT count(*), avg(final_score) FROM judge_evaluations e JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s AND e.status = 'ok'",
+            "SELECT count(*) FILTER (WHERE e.status = 'ok'), avg(final_score), count(*) FILTER (WHERE e.status = 'pending'), "
+            "count(*) FILTER (WHERE e.status = 'quarantined') "
+            "FROM judge_evaluations e JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s",
             (run_id,),
         ).fetchone()
         found = findings.counts(cursor, run_id)
@@ -141,6 +153,8 @@ def _counts(library: ExperienceLibraryPostgres, run_id: str) -> dict[str, Any]:
         "pending_outcomes": row[4],
         "evaluations": graded[0],
         "mean_score": None if graded[1] is None else float(graded[1]),
+        "pending_evaluations": graded[2],
+        "quarantined_evaluations": graded[3],
         "llm_cost_usd": float(cost[0]),
         "findings": {category: number for (category, _), number in sorted(found.items())},
     }

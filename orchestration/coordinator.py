@@ -7,16 +7,15 @@ itself and answers `analyze_symbol`; it never writes to the daemon's database.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agents.base_agent import Agent, narrowed
+from agents.base_agent import Agent, abstain, narrowed
 from agents.factory import build_agents
-from agents.policies.base import Policy, PolicyRequest
+from agents.policies.base import Policy
 from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
@@ -24,10 +23,16 @@ from data_pipeline.feeds.factory import build_feed
 from evaluation.error_taxonomy import ErrorReport
 from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
+from orchestration.conflict_history import ConflictAnalyzer
+from orchestration.decision_steps import DecisionSteps, OpenCase
+from orchestration.dynamic_workflow import DynamicWorkflowManager, RewriteRule
 from orchestration.execution.portfolio import Portfolio
 from orchestration.execution.risk import Proposal, RiskGate
 from orchestration.records import decision_id
 from orchestration.retrieval import ExperienceMemory
+from orchestration.step_journal import StepJournal
+from orchestration.workflow_graph import WorkflowGraph
+from orchestration.workflow_state import VALIDATOR
 from utils.clock import ensure_utc, isoformat
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
@@ -39,6 +44,7 @@ from utils.schema import (
     MarketSnapshot,
     PortfolioState,
     StrategistOutput,
+    ValidatorOutput,
     direction,
 )
 from utils.settings import OrchestratorConfig
@@ -56,6 +62,8 @@ class Analysis:
     """The experiences that each agent was given, by identity."""
     reports: Mapping[str, ErrorReport]
     """What fault localisation found in each agent's output."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Agents that were asked and failed, with what went wrong."""
 
     @property
     def fatal(self) -> str | None:
@@ -90,6 +98,11 @@ class Coordinator:
         Decision identities derive from it.
     memory : ExperienceMemory, optional
         Where agents are given experiences from; without it they decide on the market alone.
+    timer : callable, optional
+        Seconds on a monotonic wall clock; only live runs give one. The workflow's rules then see measured latencies, else
+        those that outputs declare, so that a replay does not depend on wall time.
+    journal : StepJournal, optional
+        Where answers of models that were waited for outlive a crash, until `forget` says that their decision is durable.
     """
 
     def __init__(
@@ -99,10 +112,18 @@ class Coordinator:
         agents: Mapping[str, Agent] | None = None,
         run_id: str = ADHOC_RUN,
         memory: ExperienceMemory | None = None,
+        timer: Callable[[], float] | None = None,
+        journal: StepJournal | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._config = _as_config(config)
-        self._agents = dict(agents or build_agents(self._config, telemetry=telemetry))
+        self._conflicts = ConflictAnalyzer()
+        built = build_agents(self._config, telemetry=telemetry, preference=self._conflicts)
+        self._agents = {VALIDATOR: built[VALIDATOR], **(built if agents is None else agents)}
+        self._workflows = DynamicWorkflowManager(
+            self._config.workflow, timer=timer, max_workers=self._config.llm.concurrency, telemetry=telemetry
+        )
+        self._journal = journal
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
         self._engine = FaultLocalizationEngine()
@@ -146,48 +167,54 @@ class Coordinator:
         portfolio : Portfolio
             As it stands before any order of this instant.
         """
-        return self._decide([view.snapshot(symbol, session) for symbol in sorted(symbols)], portfolio)
+        return self._decide([self._case(view, symbol, session) for symbol in sorted(symbols)], portfolio)
 
-    def _decide(self, snapshots: Sequence[MarketSnapshot], portfolio: Portfolio) -> list[Analysis]:
-        """Ask the agents, then the strategist, about every snapshot."""
-        regimes = [self._detector.detect_regime(snapshot.inputs) for snapshot in snapshots]
-        outputs: list[dict[str, AgentOutput]] = [{} for _ in snapshots]
-        similar: list[dict[str, tuple[str, ...]]] = [{} for _ in snapshots]
-        requests = [PolicyRequest(s, r) for s, r in zip(snapshots, regimes, strict=True)]
-        routes = [self._router.route(regime) for regime in regimes]
-        for name in JUNIOR_AGENTS:
-            chosen = [index for index, route in enumerate(routes) if name in route]
-            asked = self._remembering(name, [requests[index] for index in chosen])
-            for index, request, answer in zip(chosen, asked, self._ask(name, asked), strict=True):
-                outputs[index][name] = answer
-                similar[index][name] = tuple(e.trajectory_id for e in request.experiences)
-        state = PortfolioState(portfolio.value(), portfolio.cash, portfolio.weights())
-        asked = self._remembering(
-            "strategist",
-            [PolicyRequest(s, r, o, state) for s, r, o in zip(snapshots, regimes, outputs, strict=True)],
+    def _case(self, view: AsOfView, symbol: str, session: date, lookback_days: int = NEWS_LOOKBACK.days) -> OpenCase:
+        """Return a decision that is to be taken, with the means to look farther back than its snapshot."""
+        full = view.snapshot(symbol, session)
+        snapshot = full
+        if lookback_days < NEWS_LOOKBACK.days:
+            oldest = view.at - timedelta(days=lookback_days)
+            recent = tuple(item for item in full.news if item.available_at >= oldest)
+            snapshot = narrowed(full, f"news of {lookback_days} days", news=recent)
+
+        def known() -> MarketSnapshot:
+            bars = view.bars(symbol, 2 * len(full.bars))
+            return full if len(bars) == len(full.bars) else narrowed(full, f"bars:{len(bars)}", bars=bars)
+
+        identity = decision_id(self._run_id, symbol, view.at)
+        return OpenCase(identity, snapshot, known, self._detector.detect_regime(snapshot.inputs))
+
+    def _decide(self, cases: Sequence[OpenCase], portfolio: Portfolio) -> list[Analysis]:
+        """Run the analysts' workflow, then ask the strategist, about every case."""
+        steps = DecisionSteps(
+            self._agents, self._config, cases, memory=self._memory, journal=self._journal, telemetry=self._telemetry
         )
-        for index, request in enumerate(asked):
-            similar[index]["strategist"] = tuple(e.trajectory_id for e in request.experiences)
-        return [
-            self._examined(self._decision(request, given, verdict), request, known)
-            for request, given, verdict, known in zip(
-                asked, outputs, self._ask("strategist", asked), similar, strict=True
-            )
-        ]
+        for index, case in enumerate(cases):
+            graph = WorkflowGraph.routed(self._router.route(case.regime), self._config.workflow.mode)
+            about = {"mode": self._config.workflow.mode, "regime": case.regime.overall_regime}
+            case.run = self._workflows.begin(graph, steps.variations(index), about)
+        self._workflows.drive([case.run for case in cases], steps)
+        state = PortfolioState(portfolio.value(), portfolio.cash, portfolio.weights())
+        for case in cases:
+            case.conclude(state)
+        self._workflows.drive([case.run for case in cases], steps)
+        return [self._examined(case, self._decision(case)) for case in cases]
 
-    def _examined(self, decision: Decision, request: PolicyRequest, similar: Mapping[str, tuple[str, ...]]) -> Analysis:
+    def _examined(self, case: OpenCase, decision: Decision) -> Analysis:
         """Look for errors in every output of a decision, on what was known when it was taken."""
-        snapshot = request.snapshot
+        snapshot = case.snapshot
         truth = GroundTruth(
             snapshot,
-            agent_outputs=decision.agents,
+            agent_outputs=case.opinions,
             workflow=decision.workflow,
-            portfolio=request.portfolio,
+            portfolio=case.portfolio,
             market_open=self._market.calendar.is_open(snapshot.as_of) if self._market else None,
         )
         outputs = {**decision.agents, "strategist": decision.strategist}
         reports = {name: self._engine.detect_faults(name, output, truth) for name, output in sorted(outputs.items())}
-        return Analysis(decision, snapshot, request.regime, similar, reports)
+        failures = dict(case.failures)
+        return Analysis(decision, snapshot, case.regime, case.similar, reports, failures)
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None
@@ -223,12 +250,8 @@ class Coordinator:
         if at is None:
             raise DataUnavailable("the feed holds no data at all")
         session = _session_of(market.calendar, at)
-        snapshot = market.store.as_of(at).snapshot(symbol, session)
-        if lookback_days < NEWS_LOOKBACK.days:
-            oldest = at - timedelta(days=lookback_days)
-            recent = tuple(item for item in snapshot.news if item.available_at >= oldest)
-            snapshot = narrowed(snapshot, f"news of {lookback_days} days", news=recent)
-        analysis = self._decide([snapshot], self._portfolio)[0]
+        case = self._case(market.store.as_of(at), symbol, session, lookback_days)
+        analysis = self._decide([case], self._portfolio)[0]
         return _documented(analysis)
 
     def batch_analyze(self, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -293,40 +316,51 @@ class Coordinator:
         memory = self._memory
         return memory is not None and any(memory.serves(agent.policy) for agent in self._agents.values())
 
-    def _remembering(self, name: str, requests: list[PolicyRequest]) -> list[PolicyRequest]:
-        """Return the requests with what the agent has lived through in markets like theirs."""
-        memory = self._memory
-        if memory is None or not memory.serves(self._agents[name].policy):
-            return requests
-        return [replace(r, experiences=memory.recall(name, r.snapshot, r.regime)) for r in requests]
+    @property
+    def conflicts(self) -> ConflictAnalyzer:
+        """What is known of conflicts between agents; its `learn` takes in those whose outcomes have matured."""
+        return self._conflicts
 
-    def _ask(self, name: str, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        """Ask one agent about all symbols at once, and tell the metrics."""
-        if not requests:
-            return []
-        started = time.perf_counter()
-        answers = self._agents[name].decide_many(requests)
-        each = (time.perf_counter() - started) / len(requests)
-        self._telemetry.count("agent_requests_total", len(answers), agent_type=name)
-        for _ in answers:
-            self._telemetry.observe("agent_latency_seconds", each, agent_type=name)
-        self._telemetry.gauge("agent_confidence", answers[-1].confidence, agent_type=name)
-        return answers
+    def add_rule(self, rule: RewriteRule) -> None:
+        """Add a rewriting rule to every decision from now on; see `DynamicWorkflowManager.add_rule`."""
+        self._workflows.add_rule(rule)
 
-    def _decision(self, request: PolicyRequest, agents: dict[str, AgentOutput], verdict: AgentOutput) -> Decision:
-        snapshot, regime = request.snapshot, request.regime
+    def forget(self, decision_ids: Iterable[str]) -> None:
+        """Drop what was kept of unfinished decisions, now that they are durable."""
+        if self._journal is not None:
+            self._journal.forget(decision_ids)
+
+    def close(self) -> None:
+        """Take no more calls of models; those in flight are dropped."""
+        self._workflows.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _decision(self, case: OpenCase) -> Decision:
+        snapshot = case.snapshot
+        verdict = case.run.outputs.get("strategist")
+        if verdict is None:
+            reason = case.failures.get("strategist", "it was not asked")
+            verdict = abstain("strategist", snapshot.symbol, snapshot.as_of, f"the strategist failed: {reason}")
         if not isinstance(verdict, StrategistOutput):
             raise TypeError(f"the strategist answered with a {type(verdict).__name__}")
-        steps = [{"step": "agents", "ran": sorted(agents)}, {"step": "strategist", "ran": ["strategist"]}]
+        opinions = dict(case.opinions)
+        validator = opinions.pop(VALIDATOR, None)
+        if isinstance(validator, ValidatorOutput):
+            for resolved in validator.resolutions:
+                self._conflicts.add_conflict(resolved, regime=case.regime.overall_regime)
+        else:
+            validator = None
         return Decision(
-            decision_id(self._run_id, snapshot.symbol, snapshot.as_of),
+            case.decision_id,
             snapshot.symbol,
             snapshot.as_of,
-            regime.overall_regime,
+            case.regime.overall_regime,
             verdict,
-            agents,
+            opinions,
             snapshot.content_hash,
-            steps,
+            case.trace,
+            validator,
         )
 
     def _opened(self, symbol: str) -> _Market:
@@ -381,7 +415,7 @@ def _documented(analysis: Analysis) -> dict[str, Any]:
         "stop_loss": s.stop_loss,
         "take_profit": s.take_profit,
         "risk_assessment": s.risk_assessment,
-        "agent_outputs": {name: out.model_dump(mode="json") for name, out in sorted(decision.agents.items())},
+        "agent_outputs": _documented_outputs(analysis),
         "strategist_output": s.model_dump(mode="json"),
         "market_data": {
             "price": snapshot.price,
@@ -408,3 +442,13 @@ def _documented(analysis: Analysis) -> dict[str, Any]:
         ],
         "cost_usd": s.cost_usd + sum(out.cost_usd for out in decision.agents.values()),
     }
+
+
+def _documented_outputs(analysis: Analysis) -> dict[str, Any]:
+    """Return what every agent answered; one that failed has its error in place of an output."""
+    decision = analysis.decision
+    outputs: dict[str, AgentOutput] = dict(decision.agents)
+    if decision.validator is not None:
+        outputs[VALIDATOR] = decision.validator
+    failed = {name: {"error": text} for name, text in analysis.failures.items() if name != "strategist"}
+    return {**failed, **{name: out.model_dump(mode="json") for name, out in sorted(outputs.items())}}

@@ -1,34 +1,89 @@
 """Judging: every opinion is graded when it is given, beside execution and without knowledge of its outcome.
 
-The backlog lives in the database: an opinion without an evaluation is one that still has to be judged, after a restart
-as before it.
+The backlog lives in the database: an opinion without an evaluation is one that still has to be judged, one whose
+evaluation is pending is asked about again, after a restart as before it. A grade that comes only after the outcome is
+stored, and the reward, which did not wait for it, stays what it was.
 """
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library import evaluations
-from data_pipeline.library.evaluations import Evaluation
-from judge.multi_judge_consensus import ConsensusResult, MultiJudgeConsensus
+from data_pipeline.library import evaluations, findings
+from data_pipeline.library.evaluations import Evaluation, Waiting
+from data_pipeline.library.findings import Finding
+from evaluation.error_taxonomy import ErrorInstance, ErrorReport, Severity
+from evaluation.fault_localization import report_of
+from judge.calibration import ScoreCalibration, fit_calibration
+from judge.multi_judge_consensus import ConsensusResult, EvaluationItem, MultiJudgeConsensus
+from judge.robustness_guard import GuardFlag
 from utils.ids import derived_uuid
 from utils.logs import logger
-from utils.schema import AgentOutput, parse_output
+from utils.schema import AgentOutput, PortfolioState, parse_output
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 SCORE_DECIMALS = 4
 """Six digits of a score up to 100 are what a column of single precision holds for certain."""
 
+RETRY_AFTER = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
+RETRY_LATER = timedelta(hours=1)
+RETRY_WITHIN = timedelta(hours=24)
+CALIBRATE_EVERY = timedelta(days=7)
+CALIBRATION_WINDOW = 2_000
+"""Matured opinions that a calibration curve is fitted on: recent enough to speak of the judges as they are."""
+
+
+def next_retry(first: datetime, now: datetime, attempts: int) -> datetime | None:
+    """Return when an evaluation is tried again that has failed `attempts` times, None once 24 hours are over."""
+    after = RETRY_AFTER[attempts - 1] if attempts <= len(RETRY_AFTER) else RETRY_LATER
+    return now + after if now + after <= first + RETRY_WITHIN else None
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeItem:
-    """One opinion to grade."""
+    """One opinion to grade, with what was known when it was given; `attempts` and `cost_usd` are those made so far."""
 
     trajectory_id: str
+    decision_id: str
     output: AgentOutput
+    context: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeBatch:
+    """The opinions of one instant; pending evaluations that are due by then are tried again first."""
+
+    at: datetime | None
+    items: Sequence[JudgeItem]
+
+
+def judging_context(
+    output: AgentOutput,
+    *,
+    price: float | None,
+    daily_volatility: float,
+    portfolio: PortfolioState | None,
+    agents: Mapping[str, AgentOutput],
+    report: ErrorReport,
+) -> dict[str, Any]:
+    """Return what judges are told beside an output; only a strategist has heard others and looked at the portfolio."""
+    context: dict[str, Any] = {"daily_volatility": daily_volatility, "report": report}
+    if price is not None:
+        context["price"] = price
+    if output.agent_type == "strategist":
+        context["agent_outputs"] = dict(agents)
+        if portfolio is not None:
+            context["portfolio"] = {
+                "equity": portfolio.equity, "cash": portfolio.cash, "weights": dict(portfolio.weights),
+            }  # fmt: skip
+    return context
 
 
 class Judging:
@@ -41,6 +96,8 @@ class Judging:
     run_id : str
     on_scores : callable
         Told the final scores (0..100) by trajectory id.
+    calibrate : bool
+        Whether to fit the judges' calibration curves on matured outcomes, once a week of the Clock.
     """
 
     def __init__(
@@ -49,44 +106,103 @@ class Judging:
         library: ExperienceLibraryPostgres,
         run_id: str,
         on_scores: Callable[[Mapping[str, float]], None],
+        *,
+        calibrate: bool = False,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._consensus = consensus
         self._library = library
         self._run_id = run_id
         self._on_scores = on_scores
+        self._calibrate = calibrate
         self._telemetry = telemetry
+        self._calibrated_at: datetime | None = None
+        self._next_due: datetime | None = None
+        self._known = False  # whether the queue of pending ones was read
+        self._graded: Counter[str] = Counter()
+        self._excluded: Counter[tuple[str, str]] = Counter()
+        self._last_exclusion: dict[str, str] = {}
+        self._states: Counter[str] = Counter()
+        self._degraded: str | None = None
+        self.pending = 0
+        """Evaluations that wait for a quorum, those given up included."""
+        self.given_up = 0
 
-    def backlog(self) -> list[JudgeItem]:
-        """Return the opinions of this run that no judge has seen, oldest first."""
+    def backlog(self) -> JudgeBatch:
+        """Return the opinions of this run that no judge was asked about, oldest first."""
         with self._library.connection() as connection, connection.cursor() as cursor:
             rows = evaluations.unjudged(cursor, self._run_id)
-        items = []
-        for identity, agent_type, trace in rows:
-            output, findings = parse_output(trace.get("output"), agent_type)
-            if output is None:
-                logger.warning(
-                    "trajectory %s cannot be judged: its stored output is invalid at %s", identity, findings[0].pointer
-                )
-                continue
-            items.append(JudgeItem(identity, output))
-        return items
+        return JudgeBatch(None, self._items(rows))
 
-    def process(self, items: Sequence[JudgeItem]) -> None:
+    def process(self, batch: JudgeBatch) -> None:
         """Grade opinions and store the grades; below quorum a grade stays pending and no score exists."""
-        results = [(item, self._grade(item)) for item in items]
-        if not results:
-            return
-        self._library.store_evaluations([self._row(item, result) for item, result in results])
-        self._on_scores(
-            {item.trajectory_id: score for item, r in results if r.status == "ok" and (score := _kept(r)) is not None}
-        )
+        if not self._known:
+            self._read_queue()
+        if batch.at is not None:
+            self.retry_due(batch.at)
+            self._recalibrate(batch.at)
+        self._judge([(item, item.output.as_of) for item in batch.items])
 
-    def _grade(self, item: JudgeItem) -> ConsensusResult:
+    def retry_due(self, now: datetime) -> None:
+        """Ask again about every pending evaluation that is due."""
+        if self._next_due is None or self._next_due > now:
+            return
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            rows = evaluations.due(cursor, self._run_id, now)
+        self._judge([(item, now) for item in self._items(rows)])
+        self._read_queue()
+
+    def status(self) -> dict[str, Any]:
+        """Return what people are shown of the panel, as JSON values."""
+        return {
+            "judges": {
+                name: {
+                    "graded": self._graded[name],
+                    "excluded": {reason: n for (who, reason), n in sorted(self._excluded.items()) if who == name},
+                    "last_exclusion": self._last_exclusion.get(name),
+                }
+                for name in self._consensus.judge_ids
+            },
+            "evaluations": dict(sorted(self._states.items())),
+            "pending": self.pending,
+            "given_up": self.given_up,
+            "next_retry_at": self._next_due.isoformat() if self._next_due else None,
+            "degraded": self._degraded,
+        }
+
+    def _judge(self, asked: Sequence[tuple[JudgeItem, datetime]]) -> None:
+        if not asked:
+            return
+        results = self._consensus.evaluate_many(
+            [
+                EvaluationItem(
+                    item.output.agent_type, item.output, f"{item.output.agent_type}_rubric", item.context, item.decision_id
+                )
+                for item, _ in asked
+            ]
+        )  # fmt: skip
+        rows = [self._row(item, at, result) for (item, at), result in zip(asked, results, strict=True)]
+        self._library.store_evaluations(rows)
+        for row, result in zip(rows, results, strict=True):
+            self._tell(row, result)
+        for (item, _), result in zip(asked, results, strict=True):
+            self._note(item, result)
+        scores = {row.trajectory_id: row.final_score for row in rows if row.status == "ok"}
+        self._on_scores({name: score for name, score in scores.items() if score is not None})
+
+    def _tell(self, row: Evaluation, result: ConsensusResult) -> None:
+        """Keep count of what is pending."""
+        self._states[result.status] += 1
+        if row.status == "pending":
+            self.pending += row.attempts == 1
+            self.given_up += row.next_retry_at is None
+            if row.next_retry_at is not None:
+                self._next_due = min(self._next_due or row.next_retry_at, row.next_retry_at)
+
+    def _note(self, item: JudgeItem, result: ConsensusResult) -> None:
         agent_type = item.output.agent_type
-        started = time.perf_counter()
-        result = self._consensus.evaluate(agent_type, item.output, f"{agent_type}_rubric")
-        self._telemetry.observe("judge_latency_seconds", time.perf_counter() - started)
+        self._degraded = result.degraded
+        self._telemetry.observe("judge_latency_seconds", result.latency_s)
         self._telemetry.gauge("judge_effective_votes", result.effective_votes)
         self._telemetry.gauge("judge_alpha_ratio", result.alpha)
         self._telemetry.count("judge_evaluations_total", agent_type=agent_type)
@@ -94,11 +210,17 @@ class Judging:
             self._telemetry.observe("judge_scores", result.final_score, agent_type=agent_type)
         if result.disagreement_detected:
             self._telemetry.count("judge_disagreements_total")
+        for grade in result.individual_scores:
+            self._graded[grade.judge_id] += 1
         for excluded in result.excluded:
-            self._telemetry.count("judge_excluded_total", judge_id=excluded["judge_id"], reason=excluded["reason"][:40])
-        return result
+            name, kind = excluded["judge_id"], excluded["reason"].partition(":")[0]
+            self._excluded[name, kind] += 1
+            self._last_exclusion[name] = excluded["reason"]
+            self._telemetry.count("judge_excluded_total", judge_id=name, reason=kind)
 
-    def _row(self, item: JudgeItem, result: ConsensusResult) -> Evaluation:
+    def _row(self, item: JudgeItem, at: datetime, result: ConsensusResult) -> Evaluation:
+        attempts = item.attempts + 1
+        pending = result.status == "pending"
         return Evaluation(
             derived_uuid(self._run_id, "evaluation", item.trajectory_id),
             item.trajectory_id,
@@ -115,11 +237,86 @@ class Judging:
                     "confidence": s.confidence,
                     "criteria": dict(s.criteria_scores),
                     "reasoning": s.reasoning,
+                    **({"cost_usd": s.cost_usd, "tokens": s.tokens} if s.tokens else {}),
                 }
                 for s in result.individual_scores
             ],
-            [dict(excluded) for excluded in result.excluded],
+            [*map(dict, result.excluded), *map(_flagged, result.flags)],
+            attempts,
+            next_retry(item.output.as_of, at, attempts) if pending else None,
+            item.cost_usd + result.cost_usd,
         )
+
+    def _items(self, rows: Sequence[Waiting]) -> list[JudgeItem]:
+        """Return stored opinions as they were when they were given."""
+        decisions = [row.decision_id for row in rows if row.agent_type == "strategist" and row.decision_id]
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            heard = evaluations.colleagues(cursor, decisions) if decisions else {}
+            found = findings.of_trajectories(cursor, [row.trajectory_id for row in rows]) if rows else {}
+        items = []
+        for row in rows:
+            output, faults = parse_output(dict(row.output), row.agent_type)
+            if output is None:
+                logger.warning(
+                    "trajectory %s cannot be judged: its stored output is invalid at %s",
+                    row.trajectory_id,
+                    faults[0].pointer,
+                )
+                continue
+            agents = {
+                name: other
+                for name, raw in heard.get(row.decision_id or "", {}).items()
+                if (other := parse_output(dict(raw), name)[0])
+            }
+            portfolio = row.agent_inputs.get("portfolio")
+            context = judging_context(
+                output,
+                price=row.market_state.get("price"),
+                daily_volatility=row.market_state.get("inputs", {}).get("daily_volatility", 0.0),
+                portfolio=PortfolioState(**portfolio) if portfolio else None,
+                agents=agents,
+                report=_report(output, found.get(row.trajectory_id, ())),
+            )
+            items.append(
+                JudgeItem(row.trajectory_id, row.decision_id or "", output, context, row.attempts, row.cost_usd)
+            )
+        return items
+
+    def _read_queue(self) -> None:
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            self.pending, self.given_up, self._next_due = evaluations.pending(cursor, self._run_id)
+        self._known = True
+
+    def _recalibrate(self, at: datetime) -> None:
+        """Fit the judges' curves on what had matured by `at`, where the panel calibrates and the last fit is old."""
+        if not self._calibrate or (self._calibrated_at is not None and at - self._calibrated_at < CALIBRATE_EVERY):
+            return
+        self._calibrated_at = at
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            rows = evaluations.labelled(cursor, self._run_id, at, CALIBRATION_WINDOW)
+        curves: dict[str, ScoreCalibration] = {}
+        for name in self._consensus.judge_ids:
+            pairs = [(score, success) for judge_id, score, success in rows if judge_id == name]
+            curve = fit_calibration([score for score, _ in pairs], [success for _, success in pairs])
+            if curve is not None:
+                curves[name] = curve
+        self._consensus.set_calibrations(curves)
+
+
+def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:
+    """Return the stored findings of an output as the report they came from."""
+    errors = [
+        ErrorInstance(
+            f.category, Severity(f.severity), f.description, f.pointer, f.suggested_fix, f.evidence, output.as_of, f.sub_code
+        )
+        for f in found
+    ]  # fmt: skip
+    return report_of(output.agent_type, errors, output.as_of, {})
+
+
+def _flagged(flag: GuardFlag) -> dict[str, str]:
+    """Return what the guard said of an output as the exclusion of all judges that it is."""
+    return {"judge_id": "guard", "reason": f"quarantine: {flag.family} at {flag.pointer or 'the output'}"}
 
 
 def _kept(result: ConsensusResult) -> float | None:

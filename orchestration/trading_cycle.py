@@ -23,7 +23,7 @@ from orchestration.execution.outcomes import OutcomeTracker, Settlement
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from orchestration.execution.risk import Clamp, Proposal, RiskGate
-from orchestration.judging import JudgeItem
+from orchestration.judging import JudgeItem, judging_context
 from orchestration.records import findings_of, open_decision, trajectories_of, trajectory_ids
 from utils.clock import isoformat
 from utils.logs import logger
@@ -268,7 +268,19 @@ class TradingCycle:
         if waiting is not None:
             self._tracker.track(waiting)
         return [
-            JudgeItem(identities[output.agent_type], output)
+            JudgeItem(
+                identities[output.agent_type],
+                decision.decision_id,
+                output,
+                judging_context(
+                    output,
+                    price=analysis.snapshot.price,
+                    daily_volatility=analysis.snapshot.inputs.daily_volatility,
+                    portfolio=analysis.portfolio,
+                    agents=decision.agents,
+                    report=analysis.reports[output.agent_type],
+                ),
+            )
             for output in (*decision.agents.values(), decision.strategist)
             if not output.abstained
         ]

@@ -6,21 +6,19 @@ the decision time is a fault, never an input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
-
-from agents.base_agent import Agent, narrowed
+from agents.base_agent import NO_BARS, Agent, Variation, narrowed
+from agents.policies.base import PolicyRequest
 from data_pipeline.features import regime_inputs
 from utils.clock import ensure_utc
 from utils.errors import LookAheadError
 from utils.hashing import content_hash, sha256_hex
-from utils.schema import AgentOutput, AgentType, BarWindow, MarketSnapshot, NewsItem
-
-_NONE = np.empty(0)
-NO_BARS = BarWindow(np.empty(0, dtype="datetime64[D]"), _NONE, _NONE, _NONE, _NONE, _NONE)
+from utils.schema import AgentOutput, AgentType, MarketSnapshot, NewsItem
 
 
 class NewsAgent(Agent):
@@ -67,6 +65,17 @@ class NewsAgent(Agent):
             snapshot = _without_market(symbol.upper(), at)
             return self.decide_many([self.request(_reading(snapshot, articles, lookback))])[0]
         return self._ask(symbol, as_of, lambda snapshot: self.request(_reading(snapshot, articles, lookback)))
+
+    def variation(self, request: PolicyRequest, known: MarketSnapshot) -> Variation | None:
+        """Return the question over twice the days of news, as far as `known` goes; else as for any agent."""
+        read, all_known = request.snapshot.news, known.news
+        if len(read) < len(all_known):
+            as_of = request.snapshot.as_of
+            days = 2 * max(1, math.ceil((as_of - read[0].available_at) / timedelta(days=1))) if read else 2
+            wider = _reading(request.snapshot, all_known, timedelta(days=days))
+            if len(wider.news) > len(read):
+                return Variation(replace(request, snapshot=wider), f"news of {days} days")
+        return super().variation(request, known)
 
 
 def _reading(snapshot: MarketSnapshot, articles: Sequence[NewsItem], lookback: timedelta) -> MarketSnapshot:

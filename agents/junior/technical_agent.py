@@ -5,9 +5,11 @@ The coordinator calls `decide_many`, people call `analyze`. A short period never
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
-from agents.base_agent import Agent, narrowed
+from agents.base_agent import Agent, Variation, narrowed
+from agents.policies.base import PolicyRequest
 from utils.schema import AgentOutput, AgentType, BarWindow, MarketSnapshot
 
 PERIOD_BARS = {"1mo": 21, "3mo": 63, "6mo": 126, "1y": 252, "2y": 504, "5y": 1260, "max": None}
@@ -49,6 +51,15 @@ class TechnicalAgent(Agent):
         if period not in PERIOD_BARS:
             raise ValueError(f"period {period!r} is none of {', '.join(PERIOD_BARS)}")
         return self._ask(symbol, as_of, lambda snapshot: self.request(_recent(snapshot, PERIOD_BARS[period])))
+
+    def variation(self, request: PolicyRequest, known: MarketSnapshot) -> Variation | None:
+        """Return the question over twice the bars, as far as `known` goes; else as for any agent."""
+        seen = len(request.snapshot.bars)
+        count = min(2 * seen, len(known.bars))
+        if count > seen:
+            wider = narrowed(request.snapshot, f"bars:{count}", bars=_last(known.bars, count))
+            return Variation(replace(request, snapshot=wider), f"{count} bars")
+        return super().variation(request, known)
 
 
 def _recent(snapshot: MarketSnapshot, period: int | None) -> MarketSnapshot:

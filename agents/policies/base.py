@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from utils.market_regime_detector import RegimeDetection
 from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
@@ -72,12 +72,38 @@ class Policy(Protocol):
         Whether `PolicyRequest.experiences` makes a difference to it; searching for them costs time.
     name : str
         ``rules``, ``local:<version>``, ``<provider>:<model>``; written into every output.
+    waits : bool
+        True where the answer comes from a server: such a policy is asked about each symbol apart and beside others, from
+        several threads, and its answers are worth keeping across a crash. One that computes is asked about all symbols
+        at once.
+    prompt_hash : str or None
+        SHA-256 of the system prompt that it asks a hosted model with, part of what a kept answer is an answer to; None
+        where there is none.
     """
 
     agent_type: AgentType
     name: str
     reads_experiences: bool
+    waits: bool
+    prompt_hash: str | None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request."""
         ...
+
+
+@runtime_checkable
+class SamplingPolicy(Policy, Protocol):
+    """A policy that can be asked for other answers than its usual one.
+
+    Failure contract: as `Policy`; equal random states give equal answers, temperature 0 the usual one.
+    """
+
+    def sample(self, request: PolicyRequest, temperature: float, random_state: int) -> AgentOutput:
+        """Answer a request with more variety the higher the temperature."""
+        ...
+
+
+def waits(policy: Policy) -> bool:
+    """Return whether a policy waits on a server; one that does not say computes."""
+    return bool(getattr(policy, "waits", False))

@@ -44,6 +44,8 @@ class LocalModelPolicy:
     """
 
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def __init__(
         self,

@@ -9,24 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from agents.base_agent import Agent
-from agents.policies.base import Policy, PolicyRequest
+from agents.policies.base import PolicyRequest, SamplingPolicy
 from utils.errors import ConfigError
 from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
-
-
-@runtime_checkable
-class SamplingPolicy(Policy, Protocol):
-    """A policy that can be asked for other answers than its usual one.
-
-    Failure contract: as `Policy`; equal random states give equal answers, temperature 0 the usual one.
-    """
-
-    def sample(self, request: PolicyRequest, temperature: float, random_state: int) -> AgentOutput:
-        """Answer a request with more variety the higher the temperature."""
-        ...
 
 
 class StrategistAgent(Agent):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -56,30 +56,119 @@ def check(evaluation: Evaluation, where: str = "") -> None:
 
 
 def store(cursor: psycopg.Cursor[Any], evaluations: Sequence[Evaluation]) -> int:
-    """Write evaluations by COPY; one that is stored already stays as it is. One writer at a time. Returns how many are new."""
+    """Write evaluations by COPY, and put a later attempt in the place of one that is pending. Returns how many were written.
+
+    Any other that is stored already stays as it is, so that a write that is repeated changes nothing. One writer at a time.
+    """
     cursor.execute(
-        "SELECT evaluation_id FROM judge_evaluations WHERE evaluation_id = ANY(%s)",
+        "SELECT evaluation_id, status, attempts FROM judge_evaluations WHERE evaluation_id = ANY(%s)",
         ([e.evaluation_id for e in evaluations],),
     )
-    stored = {row[0] for row in cursor}
+    stored = {row[0]: (row[1], row[2]) for row in cursor}
     new = [e for e in evaluations if e.evaluation_id not in stored]
     with cursor.copy(f"COPY judge_evaluations ({', '.join(_COLUMNS)}) FROM STDIN") as copy:
         for e in new:
-            copy.write_row(
-                (
-                    e.evaluation_id, e.trajectory_id, e.status, e.final_score, e.confidence, e.agreement, e.effective_votes, e.method,
-                    canonical_json(e.scores), canonical_json(e.excluded), e.attempts, e.next_retry_at, e.cost_usd,
-                )
-            )  # fmt: skip
-    return len(new)
+            copy.write_row(_row(e))
+    again = [e for e in evaluations if e.evaluation_id in stored and _goes_on(stored[e.evaluation_id], e)]
+    for e in again:
+        cursor.execute(
+            f"UPDATE judge_evaluations SET ({', '.join(_COLUMNS)}) = ({', '.join(['%s'] * len(_COLUMNS))}) WHERE evaluation_id = %s",
+            (*_row(e), e.evaluation_id),
+        )
+    return len(new) + len(again)
 
 
-def unjudged(cursor: psycopg.Cursor[Any], run_id: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return (trajectory_id, agent type, workflow trace) of opinions without an evaluation, oldest first."""
+def _goes_on(stored: tuple[str, int], later: Evaluation) -> bool:
+    status, attempts = stored
+    return status == "pending" and later.attempts > attempts
+
+
+def _row(e: Evaluation) -> tuple[Any, ...]:
+    return (
+        e.evaluation_id, e.trajectory_id, e.status, e.final_score, e.confidence, e.agreement, e.effective_votes, e.method,
+        canonical_json(e.scores), canonical_json(e.excluded), e.attempts, e.next_retry_at, e.cost_usd,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A stored opinion that no grade exists of, with what the judges are told; `attempts` counts those that failed."""
+
+    trajectory_id: str
+    decision_id: str | None
+    agent_type: str
+    as_of: datetime
+    output: Mapping[str, Any]
+    market_state: Mapping[str, Any]
+    agent_inputs: Mapping[str, Any]
+    attempts: int
+    cost_usd: float
+
+
+_WAITING = (
+    "SELECT t.trajectory_id, t.decision_id, t.agent_type, t.as_of, t.workflow_trace->'output', t.market_state, t.agent_inputs, "
+    "coalesce(e.attempts, 0), coalesce(e.cost_usd, 0) FROM trajectories t "
+)
+_OLDEST_FIRST = ' ORDER BY t.as_of, t.symbol COLLATE "C", t.agent_type'
+
+
+def unjudged(cursor: psycopg.Cursor[Any], run_id: str) -> list[Waiting]:
+    """Return the opinions of a run that no judge was asked about, oldest first."""
     cursor.execute(
-        "SELECT t.trajectory_id, t.agent_type, t.workflow_trace FROM trajectories t WHERE t.run_id = %s AND NOT t.abstained AND NOT EXISTS "
-        "(SELECT 1 FROM judge_evaluations e WHERE e.trajectory_id = t.trajectory_id) ORDER BY t.as_of, t.trajectory_id",
+        _WAITING + "LEFT JOIN judge_evaluations e USING (trajectory_id) "
+        "WHERE t.run_id = %s AND NOT t.abstained AND NOT t.shadow AND e.evaluation_id IS NULL" + _OLDEST_FIRST,
         (run_id,),
+    )
+    return [Waiting(*row) for row in cursor]
+
+
+def due(cursor: psycopg.Cursor[Any], run_id: str, at: datetime) -> list[Waiting]:
+    """Return the opinions of a run whose pending evaluation is to be tried again by `at`, oldest first."""
+    cursor.execute(
+        _WAITING + "JOIN judge_evaluations e USING (trajectory_id) "
+        "WHERE t.run_id = %s AND e.status = 'pending' AND e.next_retry_at <= %s" + _OLDEST_FIRST,
+        (run_id, at),
+    )
+    return [Waiting(*row) for row in cursor]
+
+
+def colleagues(cursor: psycopg.Cursor[Any], decision_ids: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return, for each decision, the stored outputs of the agents that its strategist heard, by agent."""
+    cursor.execute(
+        "SELECT decision_id, agent_type, workflow_trace->'output' FROM trajectories "
+        "WHERE decision_id = ANY(%s) AND agent_type <> 'strategist' AND NOT shadow ORDER BY agent_type",
+        (list(decision_ids),),
+    )
+    heard: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for decision_id, agent_type, output in cursor:
+        heard.setdefault(decision_id, {})[agent_type] = output
+    return heard
+
+
+def pending(cursor: psycopg.Cursor[Any], run_id: str) -> tuple[int, int, datetime | None]:
+    """Return how many evaluations of a run are pending, how many of them were given up, and when the next is due."""
+    cursor.execute(
+        "SELECT count(*), count(*) FILTER (WHERE e.next_retry_at IS NULL), min(e.next_retry_at) FROM judge_evaluations e "
+        "JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s AND e.status = 'pending'",
+        (run_id,),
+    )
+    row = cursor.fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def labelled(cursor: psycopg.Cursor[Any], run_id: str, before: datetime, limit: int) -> list[tuple[str, float, bool]]:
+    """Return (judge id, score 0..100, whether the call came true) of the newest `limit` graded opinions that matured before.
+
+    Newest first; an opinion has one row for each judge that graded it.
+    """
+    cursor.execute(
+        "SELECT s->>'judge_id', (s->>'score')::float8, o.success FROM ("
+        " SELECT e.scores, t.success, t.matured_at, t.trajectory_id FROM judge_evaluations e JOIN trajectories t USING (trajectory_id)"
+        " WHERE t.run_id = %s AND t.matured_at < %s AND e.status = 'ok' AND t.success IS NOT NULL"
+        " ORDER BY t.matured_at DESC, t.trajectory_id LIMIT %s) o, jsonb_array_elements(o.scores) s"
+        " ORDER BY o.matured_at DESC, o.trajectory_id",
+        (run_id, before, limit),
     )
     return [(row[0], row[1], row[2]) for row in cursor]
 

@@ -197,7 +197,7 @@ class CommitCycle:
 
 @dataclass(frozen=True, slots=True)
 class StoreEvaluations:
-    """Store grades; one that is stored already stays as it is."""
+    """Store grades; see `evaluations.store`."""
 
     evaluations: tuple[Evaluation, ...]
     kind: ClassVar[str] = "store_evaluations"

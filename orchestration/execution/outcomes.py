@@ -86,6 +86,7 @@ class OutcomeTracker:
         self._judge_weight = judge_weight
         self._open: dict[date, list[OpenDecision]] = {}
         self._scores: dict[str, float] = {}
+        self._awaited: set[str] = set()
         self._histories: dict[str, RewardHistory] = {}
 
     @property
@@ -96,10 +97,11 @@ class OutcomeTracker:
     def track(self, decision: OpenDecision) -> None:
         """Begin to wait for a decision's outcome."""
         self._open.setdefault(decision.session, []).append(decision)
+        self._awaited.update(opinion.trajectory_id for opinion in decision.opinions)
 
     def graded(self, scores: Mapping[str, float]) -> None:
-        """Take in the judges' final scores (0..100) by trajectory id."""
-        self._scores.update(scores)
+        """Take in the judges' final scores (0..100) by trajectory id; one that comes after the outcome changes nothing."""
+        self._scores.update((name, score) for name, score in scores.items() if name in self._awaited)
 
     def restore_history(self, agent_type: str, signed: Iterable[tuple[str, float, bool]]) -> None:
         """Take in matured calls of an agent, oldest first: recommendation, signed net return, success."""
@@ -123,7 +125,7 @@ class OutcomeTracker:
                 if path is None:
                     result.unsettled.append(decision)
                     for opinion in decision.opinions:
-                        self._scores.pop(opinion.trajectory_id, None)
+                        self._score_of(opinion)
                     continue
                 outcome = Outcome(
                     decision.decision_id, decision.symbol, decision.as_of, at, self._horizon, path.entry_session,
@@ -163,13 +165,18 @@ class OutcomeTracker:
             history=self._histories.get(opinion.agent_type),
             apply_risk=opinion.agent_type == "strategist",
         )
-        reward = trajectory_reward(components, self._scores.pop(opinion.trajectory_id, None), self._judge_weight)
+        reward = trajectory_reward(components, self._score_of(opinion), self._judge_weight)
         success = bool(components.success)
         earned.append((opinion.agent_type, opinion.recommendation, side * outcome.actual_return - costs, success))
         return OutcomeUpdate(
             opinion.trajectory_id, outcome.actual_return, success, round(reward, 10), outcome.matured_at,
             outcome.benchmark_return, drawdown, costs,
         )  # fmt: skip
+
+    def _score_of(self, opinion: Opinion) -> float | None:
+        """Return an opinion's grade, if it has one by now; nothing more is awaited for it."""
+        self._awaited.discard(opinion.trajectory_id)
+        return self._scores.pop(opinion.trajectory_id, None)
 
     def _remember(self, agent_type: str, recommendation: str, value: float, success: bool) -> None:
         history = self._histories.get(agent_type, RewardHistory())

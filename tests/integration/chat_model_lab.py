@@ -22,10 +22,10 @@ import pytest
 from fakes.dialect import Dialect, Question
 from fakes.http_server import Reply
 from fakes.vendors import Behaviour, FakeAnthropic, FakeGemini, FakeOpenAI, FakeVendor
-from utils.llm.factory import ChatModels
 
 from utils.errors import ProviderError
 from utils.llm.base import ChatAnswer, ChatMessage, ChatModel
+from utils.llm.factory import ChatModels
 from utils.settings import OrchestratorConfig
 
 KEY = "sk-test-0123456789abcdef"

@@ -104,6 +104,7 @@ def test_spending_survives_a_restart_and_ends_with_the_day(tmp_path: Path) -> No
     path = tmp_path / "llm" / "spending.json"
     first = Budget(1.0, path=path, today=lambda: DAY)
     first.settle(first.reserve(0.7, 1), 0.6, 1)
+    first.close()
     again = Budget(1.0, path=path, today=lambda: DAY)
     assert again.spent_today == pytest.approx(0.6)
     refused(again, 0.5)
@@ -115,6 +116,23 @@ def test_calls_that_were_out_in_a_crash_count_with_their_estimate(tmp_path: Path
     for _ in range(4):  # each start reserves and dies before it settles
         Budget(1.0, path=path, today=lambda: DAY).reserve(0.25, 1)
     refused(Budget(1.0, path=path, today=lambda: DAY), 0.25)
+
+
+def test_after_a_crash_a_hundredth_of_the_day_at_most_is_counted_that_was_not_spent(tmp_path: Path) -> None:
+    path = tmp_path / "spending.json"
+    crashed = Budget(1.0, path=path, today=lambda: DAY)
+    for _ in range(30):
+        crashed.settle(crashed.reserve(0.001, 1), 0.001, 1)
+        assert 0.0 <= Budget(1.0, path=path, today=lambda: DAY).spent_today - crashed.spent_today <= 0.01 + 1e-9
+
+
+def test_the_first_call_of_a_new_day_is_kept_too(tmp_path: Path) -> None:
+    path, calendar = tmp_path / "spending.json", Calendar()
+    budget = Budget(1.0, path=path, today=calendar)
+    budget.settle(budget.reserve(0.9, 1), 0.9, 1)
+    calendar.day = date(2026, 11, 28)
+    budget.settle(budget.reserve(0.2, 1), 0.2, 1)
+    assert Budget(1.0, path=path, today=calendar).spent_today == pytest.approx(0.21)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"day": "2026-11-27", "usd": NaN}', '{"day": "soon", "usd": 1}'])
@@ -176,6 +194,7 @@ def test_threads_together_never_reserve_more_than_the_day_has(tmp_path: Path) ->
         thread.start()
     for thread in threads:
         thread.join(30)
+    budget.close()
     assert len(taken) == 100
     assert json.loads(path.read_text())["usd"] == pytest.approx(1.0)
 

@@ -23,6 +23,33 @@ _STOPPED: dict[str, tuple[ProviderFault, str]] = {
     "model_context_window_exceeded": ("truncated", "the context is full; shorten the messages"),
 }
 
+_UNSAYABLE = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems",
+)  # fmt: skip
+"""Keywords that the vendor's schemas refuse."""
+
+
+def accepted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema as the vendor accepts it: ranges and lengths stand in descriptions, for the model to read.
+
+    The SDK's own `transform_schema` does likewise, but not for a list of types.
+    """
+    told = {name: schema[name] for name in _UNSAYABLE if name in schema}
+    if schema.get("minItems", 0) > 1:
+        told["minItems"] = schema["minItems"]
+    accepted = {name: value for name, value in schema.items() if name not in told}
+    if told:
+        words = ", ".join(f"{name} {value}" for name, value in told.items())
+        accepted["description"] = f"{accepted['description']} ({words})" if "description" in accepted else words
+    for name in ("properties", "$defs"):
+        if name in accepted:
+            accepted[name] = {key: accepted_schema(part) for key, part in accepted[name].items()}
+    if "items" in accepted:
+        accepted["items"] = accepted_schema(accepted["items"])
+    if "anyOf" in accepted:
+        accepted["anyOf"] = [accepted_schema(part) for part in accepted["anyOf"]]
+    return accepted
+
 
 class AnthropicAdapter:
     """One Claude model.
@@ -44,7 +71,6 @@ class AnthropicAdapter:
         self._client = AsyncAnthropic(
             api_key=key, base_url=base_url, max_retries=0, http_client=async_client(base_url), open_telemetry=False
         )
-        self._messages = self._client.messages  # imported here, in the caller's thread, not on the loop's
 
     async def ask(
         self,
@@ -55,17 +81,17 @@ class AnthropicAdapter:
         temperature: float | None,
         timeout_s: float,
     ) -> RawAnswer:
-        """Ask once; see `Adapter`."""
+        """Ask once, what the vendor's schemas cannot say (ranges, lengths) in the descriptions; see `Adapter`."""
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_output_tokens,
             "messages": [{"role": m.role, "content": m.content} for m in messages if m.role != "system"],
-            "output_config": {"format": {"type": "json_schema", "schema": dict(schema)}},
+            "output_config": {"format": {"type": "json_schema", "schema": accepted_schema(schema)}},
         }
         if system := system_text(messages):
             request["system"] = system
         try:
-            reply = await self._messages.create(**request, timeout=timeout(timeout_s))
+            reply = await self._client.messages.create(**request, timeout=timeout(timeout_s))
             return self._answer(reply)
         except Exception as error:  # the SDK raises nearly anything, a TypeError from its parsing among it
             raise vendor_fault(self._endpoint, error) from error

@@ -86,6 +86,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         if open_:
             loop.run_until_complete(asyncio.wait(open_, timeout=CLOSE_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())  # name look-ups and SDKs use it
     finally:
         asyncio.set_event_loop(None)
         loop.close()

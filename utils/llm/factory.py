@@ -41,7 +41,10 @@ PROVIDER_PREFIXES: dict[str, Provider] = {
 }
 """Beginning of a model's name to its provider; the one table of it."""
 
-PROVIDERS: tuple[Provider, ...] = ("anthropic", "openai", "gemini", "local")
+HOSTED: tuple[Provider, ...] = ("anthropic", "openai", "gemini")
+"""Providers that need a key and cost money, in the order in which one is preferred."""
+
+PROVIDERS: tuple[Provider, ...] = (*HOSTED, "local")
 
 _DEFAULT_BASE_URLS = {
     "anthropic": anthropic.DEFAULT_BASE_URL,
@@ -156,6 +159,7 @@ class ChatModels:
             self._closed = True
             models = tuple(self._models.values())
         _close(self._loop, models)
+        self._budget.close()
 
     def _key(self, provider: str) -> str | None:
         secret = getattr(self._config, f"{provider}_api_key", None)

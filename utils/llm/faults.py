@@ -85,7 +85,8 @@ def vendor_fault(endpoint: Endpoint, error: Exception) -> VendorError:
     if names & set(_TRANSPORT_FAULTS):
         text = f"{where}: the connection broke ({_quote(endpoint, error)}); check the network and {variable}"
         return VendorError(text, kind="overload", sent=True)
-    if isinstance(error, (TypeError, AttributeError, KeyError, IndexError, ValueError)):
+    broken = (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError)
+    if isinstance(error, broken) or "ParseError" in names:
         text = f"{where}: the reply has another shape than the API's ({type(error).__name__}); check {variable}"
         return VendorError(text, kind="malformed", sent=True)
     return VendorError(f"{where}: {type(error).__name__}: {_quote(endpoint, error)}", kind="fault", sent=True)
@@ -181,7 +182,8 @@ def _daily_quota(said: str) -> bool:
 
 def _everything_said(error: Exception) -> str:
     body = getattr(error, "body", None) or getattr(error, "details", None)
-    return f"{error} {body}"
+    reply = getattr(getattr(error, "response", None), "text", "")  # google.api_core drops details that it does not know
+    return f"{error} {body} {reply}"
 
 
 def _quote(endpoint: Endpoint, error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from utils.llm.adapter import RawAnswer, system_text
 from utils.llm.base import ChatMessage
 from utils.llm.faults import Endpoint, count, no_api_reply, unusable, vendor_fault
-from utils.llm.http_client import async_client
+from utils.llm.http_client import async_client, sync_client
 
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
 _PROBE_TIMEOUT_MS = 5000
@@ -46,10 +46,12 @@ class GeminiAdapter:
         self._endpoint = Endpoint(self.provider, model, key)
         self._types = types
         self._http = async_client(base_url)
+        self._unused = sync_client()
         options = types.HttpOptions(
             base_url=base_url,
             api_version="v1beta",
             retry_options=types.HttpRetryOptions(attempts=1),
+            httpx_client=self._unused,
             httpx_async_client=self._http,
         )
         self._client = genai.Client(vertexai=False, api_key=key, http_options=options)
@@ -94,6 +96,7 @@ class GeminiAdapter:
         """Close the connections."""
         await self._http.aclose()
         self._client.close()
+        self._unused.close()
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

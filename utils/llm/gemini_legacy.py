@@ -47,7 +47,7 @@ class LegacyGeminiAdapter:
             warnings.simplefilter("ignore")
             self._genai = importlib.import_module("google.generativeai")
         self._genai.configure(api_key=key, transport="rest", client_options={"api_endpoint": base_url})
-        self._tame_sessions(is_loopback(base_url))
+        self._client, self._lookup = self._own_clients(is_loopback(base_url))
         self.model = model
         self._endpoint = Endpoint(self.provider, model, key)
         self._pool = WorkerPool(threads, "gemini")
@@ -72,6 +72,7 @@ class LegacyGeminiAdapter:
 
         def work() -> RawAnswer:
             model = self._genai.GenerativeModel(self.model, system_instruction=system_text(said))
+            model._client = self._client  # else it takes that of whoever configured the process last
             reply = model.generate_content(
                 conversation(said), generation_config=settings, request_options={"timeout": timeout_s, "retry": None}
             )
@@ -83,21 +84,30 @@ class LegacyGeminiAdapter:
         """Look the model up; see `Adapter`."""
         name = self.model if self.model.startswith("models/") else f"models/{self.model}"
         await self._run(
-            lambda: self._genai.get_model(name, request_options={"timeout": _PROBE_TIMEOUT_S, "retry": None})
+            lambda: self._genai.get_model(
+                name, client=self._lookup, request_options={"timeout": _PROBE_TIMEOUT_S, "retry": None}
+            )
         )
 
     async def aclose(self) -> None:
-        """Let the threads end."""
+        """Let the threads and the connections end."""
         self._pool.close()
+        for client in (self._client, self._lookup):
+            client.transport.close()
 
     @staticmethod
-    def _tame_sessions(own_machine: bool) -> None:
-        """Ask once on a refused key, and this machine's own server directly: the SDK has settings for neither."""
+    def _own_clients(own_machine: bool) -> tuple[Any, Any]:
+        """Return clients for questions and for look-ups as they are configured now.
+
+        They ask once on a refused key, and this machine's own server directly: the SDK has settings for neither.
+        """
         client = importlib.import_module("google.generativeai.client")
-        for made in (client.get_default_generative_client(), client.get_default_model_client()):
-            session = made.transport._session
+        made = (client.get_default_generative_client(), client.get_default_model_client())
+        for each in made:
+            session = each.transport._session
             session._max_refresh_attempts = 0
             session.trust_env = not own_machine
+        return made
 
     async def _run(self, work: Any) -> Any:
         if self._pool.is_full:

@@ -5,7 +5,9 @@ Adapters hand it to their SDK. All three SDKs speak through httpx2, so that canc
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +21,27 @@ def async_client(base_url: str) -> Any:
     import httpx2
 
     return httpx2.AsyncClient(
+        verify=tls(),
         trust_env=not is_loopback(base_url),
         follow_redirects=True,
         timeout=timeout(600.0),
         limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100),
     )
+
+
+def sync_client() -> Any:
+    """Return an `httpx2.Client` for an SDK that makes one beside the async one and would read the authorities for it."""
+    import httpx2
+
+    return httpx2.Client(verify=tls())
+
+
+@functools.cache
+def tls() -> ssl.SSLContext:
+    """Return the one TLS context of all clients: reading the certificate authorities takes tens of milliseconds each time."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def timeout(seconds: float) -> Any:

@@ -12,8 +12,10 @@ from utils.schema.agents import (
     KeyEvent,
     NewsOutput,
     Recommendation,
+    ResolvedConflict,
     StrategistOutput,
     TechnicalOutput,
+    ValidatorOutput,
     direction,
 )
 from utils.schema.market import (
@@ -56,10 +58,12 @@ __all__ = [
     "PortfolioState",
     "Recommendation",
     "RegimeInputs",
+    "ResolvedConflict",
     "SchemaFinding",
     "Side",
     "StrategistOutput",
     "TechnicalOutput",
+    "ValidatorOutput",
     "direction",
     "parse_output",
 ]

@@ -155,11 +155,38 @@ class StrategistOutput(AgentOutput):
     risk_assessment: str = ""
 
 
+class ResolvedConflict(_Frozen):
+    """How one conflict between agents was resolved, and what every strategy would have said of it.
+
+    `severity` is 0..1. `chosen_by` says whether the documented rule chose the strategy or what came of earlier conflicts;
+    `rule_strategy` is the rule's choice either way.
+    """
+
+    conflict_type: Literal["opposite_recommendations", "signal_conflict", "confidence_disagreement"]
+    agents: tuple[str, ...]
+    severity: Unit
+    strategy: str
+    chosen_by: Literal["rule", "learned"] = "rule"
+    rule_strategy: str
+    recommendation: Recommendation
+    confidence: Unit
+    signal: str | None = None
+    alternatives: dict[str, Recommendation] = Field(default_factory=dict)
+
+
+class ValidatorOutput(AgentOutput):
+    """One view in place of several: `replaces` names the agents whose votes it stands for, so that none counts twice."""
+
+    agent_type: AgentType = "validator"
+    replaces: tuple[str, ...] = ()
+    resolutions: tuple[ResolvedConflict, ...] = ()
+
+
 OUTPUT_MODELS: dict[str, type[AgentOutput]] = {
     "news": NewsOutput,
     "technical": TechnicalOutput,
     "fundamental": FundamentalOutput,
     "strategist": StrategistOutput,
-    "validator": AgentOutput,
+    "validator": ValidatorOutput,
 }
 """The model of each agent type."""

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any, Literal
 
 from utils.clock import isoformat
-from utils.schema.agents import AgentOutput, StrategistOutput
+from utils.schema.agents import AgentOutput, StrategistOutput, ValidatorOutput
 
 Side = Literal["buy", "sell"]
 EventKind = Literal["order", "clamp", "reject", "fill", "cancel", "mark", "cash", "split", "dividend", "halt", "resume"]
@@ -16,7 +16,11 @@ EventKind = Literal["order", "clamp", "reject", "fill", "cancel", "mark", "cash"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the system makes of one symbol at one instant: the strategist's output and the juniors' behind it."""
+    """What the system makes of one symbol at one instant: the strategist's output and the juniors' behind it.
+
+    `validator` is the view that stood for conflicting juniors, None where it was not asked; `workflow` is the trace of how
+    the decision came about, see `orchestration.workflow_state`.
+    """
 
     decision_id: str
     symbol: str
@@ -26,6 +30,7 @@ class Decision:
     agents: dict[str, AgentOutput]
     snapshot_hash: str
     workflow: list[dict[str, Any]] = field(default_factory=list)
+    validator: ValidatorOutput | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Return the fields of the decisions file: nothing that differs between two runs on equal inputs."""

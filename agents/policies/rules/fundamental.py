@@ -50,6 +50,8 @@ class RulesFundamental:
     agent_type: AgentType = "fundamental"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a recent filing that is understood the answer is an abstention."""

@@ -77,6 +77,8 @@ class RulesNews:
     agent_type: AgentType = "news"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; without a usable article the answer is an abstention."""
@@ -103,7 +105,7 @@ class RulesNews:
                 "confidence": figure(_confidence(side, tally)),
                 "reasoning": _reasoning(word, tally, len(reads), events),
                 "signals": {"sentiment": figure(math.tanh(1.5 * tally.score)), "agreement": _signed_agreement(tally)},
-                "evidence": [_evidence(read.item, quoted) for read, quoted in events],
+                "evidence": [article_evidence(read.item, quoted) for read, quoted in events],
                 "policy": self.name,
                 "sentiment_score": tally.score,
                 "price_impact": _impact(tally.score),
@@ -188,7 +190,8 @@ def _events(reads: Sequence[_Read], score: float, as_of: datetime) -> tuple[list
     return [(read, headline(read.item.text)) for read in chosen], bool(young)
 
 
-def _evidence(item: NewsItem, quoted: str) -> dict[str, Any]:
+def article_evidence(item: NewsItem, quoted: str) -> dict[str, Any]:
+    """Return the fields of an `Evidence` that is an article, with the headline that it is quoted by."""
     return {
         "id": item.item_id,
         "kind": "news",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.base_agent import abstain
+from agents.expertise import OTHER_EXPERTISE, expertise
 from agents.policies.base import PastExperience, PolicyRequest
 from agents.policies.rules.figures import bar_evidence, written
 from agents.policies.rules.levels import Levels, LevelSettings, price_levels
@@ -25,22 +26,11 @@ from utils.schema import (
     RegimeInputs,
     StrategistOutput,
     TechnicalOutput,
+    ValidatorOutput,
 )
 
 VOTES = {"strong_buy": 1.0, "buy": 0.7, "hold": 0.0, "sell": -0.7, "strong_sell": -1.0}
 
-EXPERTISE: dict[str, dict[str, float]] = {
-    "event_driven": {"news": 0.9, "technical": 0.2, "fundamental": 0.6},
-    "trend": {"news": 0.3, "technical": 0.9, "fundamental": 0.7},
-    "chart": {"news": 0.2, "technical": 0.9, "fundamental": 0.5},
-}
-"""Weight of an analyst in a kind of market; those not named have `OTHER_EXPERTISE`."""
-
-OTHER_EXPERTISE = 0.5
-EVENTFUL = 0.7
-"""Volatility rank or news impact beyond which events drive the market."""
-
-TRENDING = 0.6
 SIDE_SIGNAL = 0.2
 STRONG_SIGNAL = 0.75
 STRONG_CONFIDENCE = 0.7
@@ -112,12 +102,15 @@ class RulesStrategist:
     -----
     signal = Σ e·c·v / Σ e·c with e the expertise of the analyst in this market, c its confidence, v its vote in -1..1.
     Confidence of a side = mean confidence of its supporters times 0.6 + 0.4·(their share of the weight). Expected return
-    = volatility·IC·score (Grinold and Kahn, Active Portfolio Management, 2nd ed., chapter 10) over five sessions.
+    = volatility·IC·score (Grinold and Kahn, Active Portfolio Management, 2nd ed., chapter 10) over five sessions. Where a
+    validator has spoken, its view takes the place of the votes that it replaces, with their weight: nobody counts twice.
     """
 
     agent_type: AgentType = "strategist"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def __init__(self, settings: StrategistSettings | None = None) -> None:
         self.settings = settings or StrategistSettings()
@@ -149,7 +142,8 @@ class RulesStrategist:
 
     def _decide(self, request: PolicyRequest, settings: StrategistSettings) -> AgentOutput:
         snapshot = request.snapshot
-        votes = _votes(request.agent_outputs, snapshot.inputs)
+        analysts = _votes(request.agent_outputs, snapshot.inputs)
+        votes = _validated(analysts, request.agent_outputs.get("validator"))
         reason = ""
         if not votes:
             reason = "every analyst abstains"
@@ -159,7 +153,8 @@ class RulesStrategist:
             return abstain(self.agent_type, snapshot.symbol, snapshot.as_of, reason, self.name)
         price = price_figure(snapshot.price)
         atr = _atr(request.agent_outputs)
-        verdict = _verdict(votes, settings.lean)
+        verdict = _verdict(votes, settings.lean, _conflict(analysts))
+        spoken = [*analysts, *(vote for vote in votes if vote.name == "validator")]
         levels = None
         size = 0.0
         if verdict.side:
@@ -177,12 +172,12 @@ class RulesStrategist:
                 "as_of": snapshot.as_of,
                 "recommendation": recommendation,
                 "confidence": verdict.confidence,
-                "reasoning": _reasoning(recommendation, votes, verdict, request.regime.overall_regime, price),
+                "reasoning": _reasoning(recommendation, spoken, verdict, request.regime.overall_regime, price),
                 "signals": {
                     "consensus": figure(clip(verdict.signal)),
-                    **{vote.name: figure(vote.vote * vote.output.confidence) for vote in votes},
+                    **{vote.name: figure(vote.vote * vote.output.confidence) for vote in spoken},
                 },
-                "evidence": _evidence(votes, price, snapshot),
+                "evidence": _evidence(analysts, price, snapshot),
                 "policy": self.name,
                 "position_size": size,
                 "entry_target": price if levels else None,
@@ -205,18 +200,27 @@ def _recollection(experiences: Sequence[PastExperience]) -> Iterator[str]:
 
 def _votes(outputs: Mapping[str, AgentOutput], inputs: RegimeInputs) -> list[_Vote]:
     """Return the votes of those who have an opinion, by name, weighted by expertise and confidence."""
-    if inputs.volatility > EVENTFUL or inputs.news_impact > EVENTFUL:
-        expertise = EXPERTISE["event_driven"]
-    else:
-        expertise = EXPERTISE["trend" if abs(inputs.trend_strength) > TRENDING else "chart"]
+    table = expertise(inputs.volatility, inputs.news_impact, inputs.trend_strength)
     return [
-        _Vote(name, output, expertise.get(name, OTHER_EXPERTISE) * output.confidence, VOTES[output.recommendation])
+        _Vote(name, output, table.get(name, OTHER_EXPERTISE) * output.confidence, VOTES[output.recommendation])
         for name, output in sorted(outputs.items())
-        if not output.abstained and output.confidence >= NO_CONVICTION
+        if not output.abstained and output.confidence >= NO_CONVICTION and not isinstance(output, ValidatorOutput)
     ]
 
 
-def _verdict(votes: Sequence[_Vote], lean: float) -> _Verdict:
+def _validated(votes: Sequence[_Vote], validator: AgentOutput | None) -> list[_Vote]:
+    """Return the votes that count: where a validator has spoken, its view with the weight of all that it replaces."""
+    if not isinstance(validator, ValidatorOutput) or validator.abstained or validator.confidence < NO_CONVICTION:
+        return list(votes)
+    replaced = [vote for vote in votes if vote.name in validator.replaces]
+    if not replaced:
+        return list(votes)
+    weight = sum(vote.weight for vote in replaced)
+    view = _Vote("validator", validator, weight, VOTES[validator.recommendation])
+    return [*(vote for vote in votes if vote.name not in validator.replaces), view]
+
+
+def _verdict(votes: Sequence[_Vote], lean: float, conflict: str) -> _Verdict:
     total = sum(vote.weight for vote in votes)
     signal = clip(sum(vote.weight * vote.vote for vote in votes) / total + lean)
     side = (1 if signal > 0 else -1) if abs(signal) >= SIDE_SIGNAL else 0
@@ -232,11 +236,9 @@ def _verdict(votes: Sequence[_Vote], lean: float) -> _Verdict:
     if side and confidence < LEAST_CONFIDENCE:
         factors.append("confidence is too low for a side")
         side = 0
-    conflict = _conflict(votes)
     if conflict:
-        factors.append(
-            f"conflict of {conflict} resolved by confidence and expertise: {('sell', 'hold', 'buy')[side + 1]}"
-        )
+        how = "the validator" if votes[-1].name == "validator" else "confidence and expertise"
+        factors.append(f"conflict of {conflict} resolved by {how}: {('sell', 'hold', 'buy')[side + 1]}")
     return _Verdict(side, signal, confidence, tuple(factors))
 
 

@@ -57,6 +57,8 @@ class RulesTechnical:
     agent_type: AgentType = "technical"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         """Answer every request; fewer than 50 bars or a stale snapshot is an abstention."""

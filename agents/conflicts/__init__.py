@@ -1,0 +1,1 @@
+"""Conflicts between agents: how they are found and resolved. Pure; `orchestration.conflict_resolution` is the door."""

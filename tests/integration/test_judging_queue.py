@@ -1,0 +1,239 @@
+"""Judging against a real library: pending grades are asked for again on schedule, survive restarts, and are never invented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from output_factory import AS_OF, technical_output
+
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
+from data_pipeline.library import evaluations
+from judge.base import JudgeRequest, JudgeScore
+from judge.local_judge import LocalJudge
+from judge.multi_judge_consensus import MultiJudgeConsensus
+from orchestration.judging import JudgeBatch, JudgeItem, Judging, next_retry
+from utils.errors import JudgeError
+from utils.schema import AgentOutput
+
+
+class SwitchedJudge:
+    """Fails until it is switched on, and counts what it was asked."""
+
+    judge_id = "other"
+
+    def __init__(self) -> None:
+        self.works = False
+        self.asked = 0
+
+    def grade(self, request: JudgeRequest) -> JudgeScore:
+        self.asked += 1
+        if not self.works:
+            raise JudgeError("overload: 503 from a server that is tired")
+        return JudgeScore(self.judge_id, 60.0, 0.5, "fine", dict.fromkeys(request.rubric.weights, 60.0))
+
+
+def row(number: int, output: AgentOutput, **changes: Any) -> Trajectory:
+    fields: dict[str, Any] = {
+        "trajectory_id": f"t{number}",
+        "decision_id": f"d{number}",
+        "timestamp": output.as_of.timestamp(),
+        "symbol": output.symbol,
+        "agent_type": output.agent_type,
+        "recommendation": output.recommendation,
+        "market_state": {"price": 100.0, "inputs": {"daily_volatility": 0.01}},
+        "agent_inputs": {"bars": 300},
+        "reasoning": output.reasoning,
+        "confidence": output.confidence,
+        "workflow_trace": {"output": output.model_dump(mode="json", exclude_defaults=True)},
+    }
+    return Trajectory(**{**fields, **changes})
+
+
+class Panel:
+    """A panel of the local judge and one that fails when told to, wired to a library."""
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self.library = library
+        self.judge = SwitchedJudge()
+        self.scores: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        consensus = MultiJudgeConsensus([], judges=[LocalJudge(), self.judge])
+        self.judging = Judging(consensus, self.library, "adhoc", self.scores.update)
+
+    def stored(self, name: str = "t0") -> tuple[Any, ...]:
+        with self.library.connection() as connection:
+            found = connection.execute(
+                "SELECT status, final_score, attempts, next_retry_at, scores, excluded FROM judge_evaluations "
+                "WHERE trajectory_id = %s",
+                (name,),
+            ).fetchall()
+        assert len(found) == 1
+        return tuple(found[0])
+
+
+@pytest.fixture
+def panel(library: ExperienceLibraryPostgres) -> Panel:
+    return Panel(library)
+
+
+@pytest.fixture
+def opinion(library: ExperienceLibraryPostgres) -> JudgeItem:
+    output = technical_output()
+    library.store_trajectory(row(0, output))
+    return JudgeItem("t0", "d0", output)
+
+
+def later(**duration: float) -> datetime:
+    return AS_OF + timedelta(**duration)
+
+
+def test_below_quorum_an_evaluation_is_pending_without_a_score_and_due_after_a_minute(
+    panel: Panel, opinion: JudgeItem
+) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    status, score, attempts, due, scores, excluded = panel.stored()
+    assert (status, score, attempts, due) == ("pending", None, 1, later(minutes=1))
+    assert [grade["judge_id"] for grade in scores] == ["local"]
+    assert excluded[0]["judge_id"] == "other" and excluded[0]["reason"].startswith("overload:")
+    assert panel.scores == {}
+    assert panel.judging.pending == 1 and panel.judging.given_up == 0
+
+
+def test_a_pending_evaluation_is_asked_about_only_once_it_is_due(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    panel.judging.retry_due(later(seconds=59))
+    assert panel.judge.asked == 1
+    panel.judging.retry_due(later(seconds=60))
+    assert panel.judge.asked == 2
+    assert panel.stored()[2:4] == (2, later(minutes=6))
+
+
+def test_a_judge_that_recovers_turns_a_pending_evaluation_into_a_grade(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    panel.judge.works = True
+    panel.judging.process(JudgeBatch(later(days=1), []))
+    status, score, attempts, due, scores, excluded = panel.stored()
+    assert (status, attempts, due, excluded) == ("ok", 2, None, [])
+    assert {grade["judge_id"] for grade in scores} == {"local", "other"}
+    assert panel.scores == {"t0": score}
+    assert panel.judging.pending == 0
+    panel.judging.retry_due(later(days=2))
+    assert panel.judge.asked == 2
+
+
+def test_the_queue_survives_a_restart(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    panel.restart()
+    panel.judge.works = True
+    panel.judging.process(panel.judging.backlog())
+    assert panel.judging.pending == 1 and panel.stored()[0] == "pending"
+    panel.judging.retry_due(later(minutes=1))
+    assert panel.stored()[0] == "ok"
+
+
+def test_the_schedule_is_a_minute_five_thirty_then_hourly_for_a_day() -> None:
+    moments: list[timedelta] = []
+    now: datetime | None = AS_OF
+    while now is not None and len(moments) < 100:
+        following = next_retry(AS_OF, now, len(moments) + 1)
+        if following is not None:
+            moments.append(following - now)
+        now = following
+    assert moments[:4] == [timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30), timedelta(hours=1)]
+    assert set(moments[3:]) == {timedelta(hours=1)}
+    assert timedelta(hours=23) <= sum(moments, timedelta()) <= timedelta(hours=24)
+
+
+def test_after_a_day_an_evaluation_is_given_up_and_says_so(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    panel.judging.retry_due(later(days=1))
+    assert panel.stored()[:4] == ("pending", None, 2, None)
+    assert panel.judging.status()["given_up"] == 1
+    asked = panel.judge.asked
+    panel.judging.retry_due(later(days=30))
+    assert panel.judge.asked == asked
+
+
+def test_a_repeated_write_of_an_earlier_attempt_changes_nothing(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    panel.judge.works = True
+    panel.judging.retry_due(later(minutes=1))
+    graded = panel.stored()
+    panel.judge.works = False
+    panel.restart()
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.stored() == graded
+
+
+def test_opinions_that_no_judge_saw_are_the_backlog_and_shadow_ones_are_not(
+    panel: Panel, library: ExperienceLibraryPostgres
+) -> None:
+    output = technical_output()
+    library.store_trajectory(row(0, output))
+    library.store_trajectory(row(1, output, shadow=True))
+    items = panel.judging.backlog().items
+    assert [item.trajectory_id for item in items] == ["t0"]
+    assert items[0].output == output
+    assert items[0].context["price"] == 100.0 and items[0].context["daily_volatility"] == 0.01
+
+
+def test_the_same_opinion_gets_the_same_grade_from_memory_and_from_the_database(
+    panel: Panel, library: ExperienceLibraryPostgres
+) -> None:
+    panel.judge.works = True
+    output = technical_output()
+    library.store_trajectory(row(0, output))
+    stored = panel.judging.backlog().items[0]
+    fresh = JudgeItem("t0", "d0", output, stored.context)
+    judge = LocalJudge()
+    consensus = MultiJudgeConsensus([], judges=[judge])
+    grades = [
+        consensus.evaluate("technical", item.output, "technical_rubric", item.context) for item in (stored, fresh)
+    ]
+    assert grades[0].final_score == grades[1].final_score
+    assert grades[0].final_score is not None
+
+
+def test_labels_are_only_of_what_had_matured_before(panel: Panel, library: ExperienceLibraryPostgres) -> None:
+    panel.judge.works = True
+    output = technical_output()
+    for number in range(3):
+        library.store_trajectory(
+            row(number, output, actual_return=0.01, reward=0.1, success=number != 1, matured_at=later(days=7 + number))
+        )
+    panel.judging.process(panel.judging.backlog())
+
+    def labels(before: datetime, limit: int = 100) -> Sequence[tuple[str, float, bool]]:
+        with library.connection() as connection, connection.cursor() as cursor:
+            return evaluations.labelled(cursor, "adhoc", before, limit)
+
+    assert labels(later(days=7)) == []
+    two = labels(later(days=8, seconds=1))
+    assert sorted({name for name, _, _ in two}) == ["local", "other"]
+    assert [success for name, _, success in two if name == "other"] == [False, True]
+    assert len(labels(later(days=30), limit=1)) == 2
+
+
+@pytest.mark.parametrize("change", [lambda e: e, lambda e: {**e, "final_score": 99.0}])
+def test_a_grade_is_never_replaced(
+    panel: Panel, opinion: JudgeItem, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    from dataclasses import asdict, replace
+
+    panel.judge.works = True
+    captured: list[Any] = []
+    original = panel.library.store_evaluations
+    panel.library.store_evaluations = lambda rows: (captured.extend(rows), original(rows))[1]  # type: ignore[method-assign]
+    try:
+        panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    finally:
+        del panel.library.store_evaluations
+    before = panel.stored()
+    repeated = replace(captured[0], final_score=change(asdict(captured[0]))["final_score"], attempts=5)
+    panel.library.store_evaluations([repeated])
+    assert panel.stored() == before
