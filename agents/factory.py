@@ -10,14 +10,16 @@ from agents.junior.fundamental_agent import FundamentalAgent
 from agents.junior.news_agent import NewsAgent
 from agents.junior.technical_agent import TechnicalAgent
 from agents.policies.base import Policy
+from agents.policies.prompting import PROMPTED_AGENTS
 from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
 from agents.policies.rules.validator import RulesValidator
 from agents.senior.strategist_agent import StrategistAgent
 from agents.validator_agent import ValidatorAgent
 from utils.errors import ConfigError
 from utils.llm.base import ChatModel
+from utils.llm.factory import HOSTED, ChatModels
 from utils.schema import AgentType
-from utils.settings import OrchestratorConfig
+from utils.settings import ENVIRONMENT, OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 ALWAYS = ("strategist", "validator")
@@ -29,10 +31,23 @@ def build_agents(
     snapshots: SnapshotProvider | None = None,
     telemetry: Telemetry = NO_TELEMETRY,
     preference: StrategyPreference | None = None,
+    chat_models: ChatModels | None = None,
+    prompt_key: bytes | None = None,
 ) -> dict[str, Agent]:
-    """Return an agent for each seat, thinking by rules; a trained model takes a seat by `Agent.set_policy`.
+    """Return an agent for each seat; a trained model takes a seat by `Agent.set_policy`.
 
-    `preference` is what the validator knows of the strategies that resolved earlier conflicts.
+    Parameters
+    ----------
+    config : OrchestratorConfig
+    snapshots : callable, optional
+        See `Agent`.
+    telemetry : Telemetry
+    preference : StrategyPreference, optional
+        What the validator knows of the strategies that resolved earlier conflicts.
+    chat_models : ChatModels, optional
+        With it the agents think with the hosted model that `hosted_provider` names, without it by rules.
+    prompt_key : bytes, optional
+        See `hosted_policy`.
     """
     seats: tuple[tuple[type[Agent], Policy], ...] = (
         (NewsAgent, RulesNews()),
@@ -41,11 +56,42 @@ def build_agents(
         (StrategistAgent, RulesStrategist()),
         (ValidatorAgent, RulesValidator(AdvancedConflictResolver(preference=preference))),
     )
+    provider = hosted_provider(config) if chat_models is not None else None
+    model = chat_models.model(provider) if chat_models is not None and provider is not None else None
+
+    def policy(agent_type: AgentType, rules: Policy) -> Policy:
+        if model is None or agent_type not in PROMPTED_AGENTS:
+            return rules
+        deadline_s = config.agent(agent_type).timeout_s
+        return hosted_policy(
+            agent_type, model, rules, deadline_s=deadline_s, boundary_key=prompt_key, telemetry=telemetry
+        )
+
     return {
-        str(agent.agent_type): agent(rules, fallback=rules, snapshots=snapshots, telemetry=telemetry)
+        str(agent.agent_type): agent(
+            policy(agent.agent_type, rules), fallback=rules, snapshots=snapshots, telemetry=telemetry
+        )
         for agent, rules in seats
         if agent.agent_type in ALWAYS or config.agent(agent.agent_type).enabled
     }
+
+
+def hosted_provider(config: OrchestratorConfig) -> str | None:
+    """Return the provider that thinks for the agents: the configured one, with ``auto`` the first with a key, else None.
+
+    Raises
+    ------
+    ConfigError
+        If a provider is configured and has no key.
+    """
+    if config.agents in HOSTED:
+        if getattr(config, f"{config.agents}_api_key") is None:
+            variable = ENVIRONMENT[f"{config.agents}_api_key"]
+            raise ConfigError(f"agents: {config.agents!r} needs a key; set {variable} or choose auto or rules")
+        return config.agents
+    if config.agents != "auto":
+        return None
+    return next((p for p in HOSTED if getattr(config, f"{p}_api_key") is not None), None)
 
 
 def local_policy(agent_type: str, version: str, base_dir: Path, adapter_dir: Path, sha256: str) -> Policy:

@@ -255,6 +255,7 @@ class DecisionPipeline:
             return
         (instant, result), self._committing = self._committing, None
         self._log.append(decision.canonical() for decision in result.decisions)
+        self._coordinator.forget(decision.decision_id for decision in result.decisions)
         self._note(instant, result)
         if self.judging is not None:
             self.judging.submit(JudgeBatch(instant.at, result.to_judge))

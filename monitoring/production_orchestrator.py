@@ -27,7 +27,7 @@ from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.deployment import Deployment
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
-from monitoring.hosted_models import hosted_agents, open_chat_models, probe, prompt_key
+from monitoring.hosted_models import open_chat_models, probe
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.library_care import LibraryCare
 from monitoring.metrics_collector import MetricsCollector
@@ -40,12 +40,14 @@ from monitoring.trade_metrics import TradeMetrics
 from orchestration.coordinator import Coordinator
 from orchestration.judging import JudgeBatch, Judging
 from orchestration.retrieval import ExperienceMemory
+from orchestration.step_journal import StepJournal
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
 from utils.errors import ComponentStartError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.llm.factory import ChatModels
+from utils.llm.untrusted import replay_key
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -202,13 +204,18 @@ class ProductionOrchestrator:
         library.run_id = self.run.run_id if self.run else ADHOC_RUN
         replay = feed is not None and feed.mode != "live"
         chat_models = self.chat_models = open_chat_models(config, replay=replay, telemetry=self._telemetry)
-        key = prompt_key(config, replay=replay)
-        consensus = build_panel(config, chat_models, key)
+        consensus = build_panel(config, chat_models, replay_key(config.random_state) if replay else None)
         library.exact_search = replay  # an approximate index is built with randomness
         memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)
-        coordinator = Coordinator(config, run_id=library.run_id, memory=memory, telemetry=self._telemetry)
-        for name, policy in hosted_agents(config, chat_models, coordinator.rules, key).items():
-            coordinator.set_policy(name, policy)
+        coordinator = Coordinator(
+            config,
+            run_id=library.run_id,
+            memory=memory,
+            timer=None if replay else time.perf_counter,
+            journal=StepJournal(config.data_dir / "decisions_in_hand.jsonl") if chat_models is not None else None,
+            chat_models=chat_models,
+            telemetry=self._telemetry,
+        )
         probe(chat_models)
         if feed is not None:
             self._build_pipeline(feed, library, coordinator, consensus, clock)
@@ -468,7 +475,7 @@ class ProductionOrchestrator:
             self._health.stop()
         for name in reversed(COMPONENT_ORDER):
             component = self.components.get(name)
-            if name in ("judge", "learning_loop", "experience_library") and component is not None:
+            if name in ("judge", "coordinator", "learning_loop", "experience_library") and component is not None:
                 component.close()
             if name in self._states and not self._states[name].startswith("failed"):
                 self._states[name] = "stopped"

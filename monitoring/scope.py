@@ -5,10 +5,10 @@ Asked once by the orchestrator and by ``--check_config``; every choice that beco
 
 from __future__ import annotations
 
+from agents.factory import hosted_provider
 from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
 from judge.configured_panel import judge_configs
-from monitoring.hosted_models import agents_provider
 from utils.errors import ConfigError
 from utils.settings import OrchestratorConfig
 
@@ -23,7 +23,7 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
     """
     if config.agents == "local":
         raise ConfigError("agents: 'local' is not part of this version; auto serves a local model once one is promoted")
-    agents_provider(config)
+    hosted_provider(config)
     judge_configs(config)
     check_feed(config)
     check_embedder(config.embeddings)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.base_agent import Agent, abstain, narrowed
-from agents.factory import build_agents
+from agents.factory import build_agents, hosted_provider
 from agents.policies.base import Policy
 from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
@@ -36,6 +36,8 @@ from orchestration.workflow_state import VALIDATOR
 from utils.clock import ensure_utc, isoformat
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
+from utils.llm.factory import ChatModels
+from utils.llm.untrusted import replay_key
 from utils.market_regime_detector import MarketRegimeDetector, RegimeDetection
 from utils.schema import (
     JUNIOR_AGENTS,
@@ -62,6 +64,10 @@ class Analysis:
     """The experiences that each agent was given, by identity."""
     reports: Mapping[str, ErrorReport]
     """What fault localisation found in each agent's output."""
+    portfolio: PortfolioState | None = None
+    """What the strategist was told of the portfolio."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the instructions that a hosted model answered by, by agent."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Agents that were asked and failed, with what went wrong."""
 
@@ -103,6 +109,9 @@ class Coordinator:
         those that outputs declare, so that a replay does not depend on wall time.
     journal : StepJournal, optional
         Where answers of models that were waited for outlive a crash, until `forget` says that their decision is durable.
+    chat_models : ChatModels, optional
+        Hosted models, which their owner closes. Where the configuration has agents think with one and none are given, the
+        coordinator opens its own and ends them in `close`.
     """
 
     def __init__(
@@ -114,11 +123,21 @@ class Coordinator:
         memory: ExperienceMemory | None = None,
         timer: Callable[[], float] | None = None,
         journal: StepJournal | None = None,
+        chat_models: ChatModels | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._config = _as_config(config)
         self._conflicts = ConflictAnalyzer()
-        built = build_agents(self._config, telemetry=telemetry, preference=self._conflicts)
+        self._own_models: ChatModels | None = None
+        if chat_models is None and agents is None and hosted_provider(self._config) is not None:
+            chat_models = self._own_models = ChatModels(self._config, replay=True, telemetry=telemetry)
+        built = build_agents(
+            self._config,
+            telemetry=telemetry,
+            preference=self._conflicts,
+            chat_models=chat_models,
+            prompt_key=None if timer is not None else replay_key(self._config.random_state),
+        )
         self._agents = {VALIDATOR: built[VALIDATOR], **(built if agents is None else agents)}
         self._workflows = DynamicWorkflowManager(
             self._config.workflow, timer=timer, max_workers=self._config.llm.concurrency, telemetry=telemetry
@@ -213,8 +232,13 @@ class Coordinator:
         )
         outputs = {**decision.agents, "strategist": decision.strategist}
         reports = {name: self._engine.detect_faults(name, output, truth) for name, output in sorted(outputs.items())}
-        failures = dict(case.failures)
-        return Analysis(decision, snapshot, case.regime, case.similar, reports, failures)
+        served = {name: self._agents[name].policy for name in outputs if name in self._agents}
+        prompts = {
+            name: policy.prompt_hash
+            for name, policy in served.items()
+            if policy.prompt_hash is not None and outputs[name].policy == policy.name
+        }
+        return Analysis(decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, case.failures)
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None
@@ -333,6 +357,8 @@ class Coordinator:
     def close(self) -> None:
         """Take no more calls of models; those in flight are dropped."""
         self._workflows.close()
+        if self._own_models is not None:
+            self._own_models.close()
         if self._journal is not None:
             self._journal.close()
 

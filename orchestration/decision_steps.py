@@ -225,5 +225,4 @@ def _key(agent: Agent, question: _Question) -> str:
         "experiences": [experience.trajectory_id for experience in request.experiences],
         "variation": question.asked.what,
     }
-    prompt_hash = str(getattr(policy, "prompt_hash", ""))
-    return step_key(request.snapshot.content_hash, str(agent.agent_type), policy.name, prompt_hash, inputs)
+    return step_key(request.snapshot.content_hash, str(agent.agent_type), policy.name, policy.prompt_hash or "", inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
 from utils.ids import derived_id
 from utils.market_regime_detector import RegimeDetection
-from utils.schema import AgentOutput, Decision, MarketSnapshot, StrategistOutput, TechnicalOutput
+from utils.schema import AgentOutput, Decision, MarketSnapshot, PortfolioState, StrategistOutput, TechnicalOutput
 
 
 def decision_id(run_id: str, symbol: str, as_of: datetime) -> str:
@@ -38,10 +39,13 @@ def trajectories_of(
     horizon: str,
     embedder: Embedder,
     similar: Mapping[str, Sequence[str]],
+    portfolio: PortfolioState | None,
+    prompts: Mapping[str, str],
 ) -> list[Trajectory]:
     """Return the trajectories of a decision under their identities, the strategist's last.
 
-    `similar` names, by agent, the experiences that it was given. Abstentions carry no embedding, nor does any where the
+    `similar` names, by agent, the experiences that it was given, `prompts` the hash of what a hosted model was instructed
+    with. Abstentions carry no embedding, nor does any where the
     embedder works in the background.
     """
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
@@ -50,11 +54,15 @@ def trajectories_of(
         state = _market_state(output, snapshot, regime)
         trace: dict[str, Any] = {"output": output.model_dump(mode="json", exclude_defaults=True)}
         inputs = _inputs(output.agent_type, snapshot)
+        if output.agent_type in prompts:
+            inputs["prompt"] = prompts[output.agent_type]
         size = stop = take = None
         if isinstance(output, StrategistOutput):
             trace["decision"] = decision.canonical()
             trace["steps"] = decision.workflow
             inputs["agents"] = {name: identities[name] for name in sorted(decision.agents)}
+            if portfolio is not None:
+                inputs["portfolio"] = asdict(portfolio)
             size, stop, take = output.position_size, output.stop_loss, output.take_profit
         rows.append(
             Trajectory(

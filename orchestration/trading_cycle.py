@@ -241,6 +241,8 @@ class TradingCycle:
             self._config.decision.horizon,
             self._embedder,
             {name: known for name, known in analysis.similar.items() if known},
+            analysis.portfolio,
+            analysis.prompts,
         )
 
     def _regime_changes(self, analyses: list[Analysis]) -> list[RegimeChange]:

@@ -16,7 +16,7 @@ from agents.base_agent import abstain
 from agents.policies.base import Policy, PolicyRequest
 from agents.policies.hosted_answers import FORMS, answer_schema, read_answer
 from agents.policies.hosted_state import Shown, show
-from agents.policies.prompting import prompt_hash, system_prompt, visible
+from agents.policies.prompting import legible, prompt_hash, system_prompt
 from utils.errors import ConfigError, ProviderError, ProviderFault
 from utils.llm.base import ChatAnswer, ChatMessage, ChatModel
 from utils.logs import logger
@@ -95,7 +95,7 @@ class HostedModelPolicy:
         """Answer every request; all that have facts are asked at once.
 
         A refused, truncated or malformed answer is an abstention with its reason. At any other fault of the provider the
-        request is answered by rules, visible in `policy`; faults are logged once a batch and counted one by one.
+        request is answered by rules, shown in `policy`; faults are logged once a batch and counted one by one.
         """
         return self._decide(requests, self._temperature)
 
@@ -166,7 +166,7 @@ class HostedModelPolicy:
             if fault.kind not in ANSWERLESS:
                 raise
             self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type=fault.kind)
-            reason = visible(f"{fault.kind}: {fault}", _REASON_CHARS)
+            reason = legible(f"{fault.kind}: {fault}", _REASON_CHARS)
             return abstain(self.agent_type, facts.symbol, facts.as_of, reason, self.name).model_copy(update=spent)
         return facts.model_copy(update={**fields, **spent, "p_correct": None, "policy": self.name})
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agents.policies.base import PastExperience, PolicyRequest
-from agents.policies.prompting import delimited, noted, visible, within
+from agents.policies.prompting import delimited, legible, noted, within
 from agents.policies.rules.figures import written
 from agents.policies.state_text import technical_state_text
 from data_pipeline.article_selection import usable_articles
@@ -108,7 +108,7 @@ def show(facts: AgentOutput, request: PolicyRequest, key: bytes, *, variant: str
 
 def _market(request: PolicyRequest) -> Iterator[str]:
     snapshot, regime, inputs = request.snapshot, request.regime, request.snapshot.inputs
-    yield f"symbol {visible(snapshot.symbol, 20)}, as of {isoformat(snapshot.as_of)}"
+    yield f"symbol {legible(snapshot.symbol, 20)}, as of {isoformat(snapshot.as_of)}"
     yield (
         f"regime {regime.overall_regime} (confidence {written(regime.confidence)}): volatility {regime.volatility_regime} "
         f"(rank {written(inputs.volatility)}), trend {regime.trend_regime} (strength {written(inputs.trend_strength)}), "
@@ -124,7 +124,7 @@ def _experiences(experiences: Sequence[PastExperience]) -> Iterator[str]:
     if not experiences:
         return
     lines = [
-        f"- {past.similarity:.2f} {visible(past.symbol, 20)} in {visible(past.market_regime, 40)}: {past.recommendation} "
+        f"- {past.similarity:.2f} {legible(past.symbol, 20)} in {legible(past.market_regime, 40)}: {past.recommendation} "
         f"{written(past.confidence)}, {'right' if past.success else 'wrong'}, {past.actual_return:+.4f}"
         for past in experiences
     ]
@@ -138,8 +138,8 @@ def _news(request: PolicyRequest) -> _Part:
     lines = []
     for item in articles:
         hours = (snapshot.as_of - item.event_time).total_seconds() / 3600
-        source = visible(item.source or "unnamed source", NAME_CHARS)
-        lines.append(f"[{item.item_id}] {hours:.0f} h old, {source}: {visible(item.text, HEADLINE_CHARS)}")
+        source = legible(item.source or "unnamed source", NAME_CHARS)
+        lines.append(f"[{item.item_id}] {hours:.0f} h old, {source}: {legible(item.text, HEADLINE_CHARS)}")
     texts = within(lines, ARTICLES_BYTES)
     chosen = articles[: len(texts)]
     said = f"{len(chosen)} of {len(articles)} articles of the last days, newest first, each with its id:"
@@ -192,8 +192,8 @@ def _strategy(facts: AgentOutput, request: PolicyRequest) -> _Part:
     )
     quotes, quote_evidence = _cited([item for item in facts.evidence if isinstance(item.value, str)], OPINIONS_BYTES)
     agents = sorted(request.agent_outputs.items())
-    opinions = [f"- {visible(name, NAME_CHARS)}: {_opinion(output)}" for name, output in agents]
-    said = [f"{visible(name, NAME_CHARS)} says: {visible(_words(output), REASONING_CHARS)}" for name, output in agents]
+    opinions = [f"- {legible(name, NAME_CHARS)}: {_opinion(output)}" for name, output in agents]
+    said = [f"{legible(name, NAME_CHARS)} says: {legible(_words(output), REASONING_CHARS)}" for name, output in agents]
     texts = within([*said, *quotes], OPINIONS_BYTES)
     quoted = list(quote_evidence.items())[: max(0, len(texts) - len(said))]
     return _Part(
@@ -221,11 +221,11 @@ def _holdings(request: PolicyRequest) -> Iterator[str]:
     held = portfolio.weights.get(symbol, 0.0)
     yield (
         f"portfolio: equity {portfolio.equity:.0f} USD, cash {portfolio.cash:.0f} USD, "
-        f"share of equity held in {visible(symbol, 20)}: {written(held)}"
+        f"share of equity held in {legible(symbol, 20)}: {written(held)}"
     )
     others = sorted((weight, name) for name, weight in portfolio.weights.items() if name != symbol and weight > 0)
     if others:
-        lines = within([f"{visible(name, 20)} {written(weight)}" for weight, name in others[::-1]], HOLDINGS_BYTES)
+        lines = within([f"{legible(name, 20)} {written(weight)}" for weight, name in others[::-1]], HOLDINGS_BYTES)
         yield f"other holdings, the largest {len(lines)} of {len(others)}: {', '.join(lines)}"
 
 
@@ -251,11 +251,11 @@ def _opinion(output: AgentOutput) -> str:
 
 def _cited(items: Sequence[Evidence], budget_bytes: int) -> tuple[list[str], dict[str, Evidence]]:
     """Return a line for each item as far as they fit, and the items by the id that is shown."""
-    named = {visible(item.id, NAME_CHARS): item for item in items}
+    named = {legible(item.id, NAME_CHARS): item for item in items}
     lines = []
     for name, item in named.items():
         if isinstance(item.value, str):
-            lines.append(f"[{name}] {visible(item.value, HEADLINE_CHARS)}")
+            lines.append(f"[{name}] {legible(item.value, HEADLINE_CHARS)}")
         else:
             known = "" if item.source == "bars" else f", known from {item.available_at:%Y-%m-%d}"
             lines.append(f"[{name}] {written(item.value)} {item.unit}{known}")

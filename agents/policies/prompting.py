@@ -6,14 +6,12 @@ stays visible to the reader.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from utils.hashing import sha256_hex
+from utils.llm.untrusted import capped, token, visible
 
 PROMPTS = Path(__file__).parent / "prompts"
 COMMON = "answering"
@@ -21,11 +19,6 @@ COMMON = "answering"
 
 PROMPTED_AGENTS = ("news", "technical", "fundamental", "strategist")
 """Agents that there is a prompt for."""
-
-_TOKEN_CHARS = 24
-
-# printable by Unicode's categories, yet drawn as nothing: joiners, fillers and variation selectors
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 @cache
@@ -47,23 +40,9 @@ def prompt_hash(agent_type: str) -> str:
     return sha256_hex(system_prompt(agent_type))
 
 
-def visible(text: str, limit: int) -> str:
-    r"""Return untrusted text in one line with nothing hidden in it.
-
-    Runs of white space become one space; control, bidi, zero-width and other characters that are drawn as nothing become
-    ``\uXXXX``; beyond `limit` characters the text is cut, and says how much is missing.
-    """
-    text = " ".join(text.split())
-    if not text.isprintable() or _UNSEEN.search(text):
-        text = "".join(c if c.isprintable() and not _UNSEEN.match(c) else _escaped(c) for c in text)
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]} [cut: {len(text) - limit} more characters]"
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+def legible(text: str, limit: int) -> str:
+    """Return untrusted text in one line with nothing hidden in it, cut visibly beyond `limit` characters."""
+    return capped(visible(" ".join(text.split())), limit)
 
 
 def delimited(lines: Iterable[str], key: bytes) -> str:
@@ -72,14 +51,14 @@ def delimited(lines: Iterable[str], key: bytes) -> str:
     Parameters
     ----------
     lines : iterable of str
-        Each made of texts that went through `visible`.
+        Each made of texts that went through `legible`.
     key : bytes
         Secret of the process. The token is the HMAC-SHA256 of the lines under it, so that equal requests give equal bytes
         under the same key, and a text that quotes a token has changed it thereby.
     """
     content = "\n".join(lines)
-    token = hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
-    return f"=== data {token} begins ===\n{content}\n=== data {token} ends ==="
+    mark = token(key, "data", content)
+    return f"=== data {mark} begins ===\n{content}\n=== data {mark} ends ==="
 
 
 def within(lines: Sequence[str], budget_bytes: int) -> list[str]:

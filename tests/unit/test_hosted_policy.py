@@ -25,7 +25,7 @@ from agents.policies.base import PastExperience, Policy
 from agents.policies.hosted_answers import FORMS, answer_schema
 from agents.policies.hosted_model import ANSWERLESS, HostedModelPolicy
 from agents.policies.hosted_state import MAX_PROMPT_BYTES
-from agents.policies.prompting import delimited, noted, prompt_hash, system_prompt, visible, within
+from agents.policies.prompting import delimited, legible, noted, prompt_hash, system_prompt, within
 from agents.policies.rules import RulesNews, RulesTechnical
 from agents.senior.strategist_agent import SamplingPolicy, StrategistAgent
 from utils.errors import ConfigError, ProviderError, ProviderFault
@@ -334,13 +334,13 @@ def test_nothing_hidden_survives_in_a_headline() -> None:
 
 @given(st.text(max_size=400), st.integers(0, 100))
 def test_visible_text_is_one_printable_line_of_bounded_length(text: str, limit: int) -> None:
-    shown = visible(text, limit)
-    assert shown.isprintable()
-    assert len(shown) <= limit + 40
+    line = legible(text, limit)
+    assert line.isprintable()
+    assert len(line) <= limit + 40
 
 
 def test_a_long_text_is_cut_visibly() -> None:
-    assert visible("abcdef ghi", 4) == "abcd [cut: 6 more characters]"
+    assert legible("abcdef ghi", 4) == "abcd [cut: 6 more characters]"
     assert noted(within(["ab", "cd", "ef"], 6), 3) == ["ab", "cd", "(1 more left out)"]
 
 

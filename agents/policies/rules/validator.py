@@ -32,6 +32,7 @@ class RulesValidator:
     name = "rules"
     reads_experiences = False
     waits = False
+    prompt_hash: str | None = None
 
     def __init__(
         self, resolver: AdvancedConflictResolver | None = None, detector: ConflictDetector | None = None
