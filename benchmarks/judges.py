@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from judge.prompting import JudgePrompt, judge_prompt
 from judge.rubrics import load_rubric
+from utils.llm.anthropic import accepted_schema
 from utils.llm.factory import ChatModels, make_adapter
 from utils.schema import parse_output
 from utils.settings import OrchestratorConfig
@@ -80,7 +81,9 @@ def _latency(models: ChatModels, items: list[EvaluationItem]) -> dict[str, Any]:
             walls.append(time.perf_counter() - started)
             ratios.append(walls[-1] / max(_delays(item, "uniform")))
             heard += len(result.individual_scores) == len(VENDORS) + 1
-    print(f"  latencies uniform {UNIFORM_S[0]:g} to {UNIFORM_S[1]:g} s, n {len(items)}, all four judges heard in {heard}")
+    print(
+        f"  latencies uniform {UNIFORM_S[0]:g} to {UNIFORM_S[1]:g} s, n {len(items)}, all four judges heard in {heard}"
+    )
     figures: dict[str, Any] = {"n": len(items), "all_heard": heard}
     rows: tuple[tuple[str, str, list[float], Callable[[Sequence[float]], float], str], ...] = (
         ("wall_p50_s", "consensus wall, p50", walls, lambda v: percentile(v, 50), ""),
@@ -105,7 +108,7 @@ def _overhead(models: ChatModels, urls: dict[str, str], items: list[EvaluationIt
             for index, item in enumerate((items * 2)[: CALLS + 5]):
                 request = _request(item)
                 prompt = judge_prompt(request, _KEY)
-                timed = _timed(lambda: judge.begin(request, 20.0, "").result()), _timed(lambda: bare.ask(prompt))
+                timed = _timed(judge.grade, request), _timed(bare.ask, prompt)
                 if index >= 5:  # clients and connections are made by the first calls
                     own.append(timed[0])
                     floor.append(timed[1])
@@ -189,10 +192,10 @@ def _delays(item: EvaluationItem, model: str) -> list[float]:
     return [delay_s(vendor, f"{vendor}-{model}", user) for vendor in VENDORS]
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, float]:
+def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
     """Return wall and CPU seconds of a call, all threads of the process counted."""
     wall, cpu = time.perf_counter(), time.process_time()
-    call()
+    call(*arguments)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -227,10 +230,14 @@ def _servers() -> Iterator[dict[str, str]]:
 
 
 class _BareSdk:
-    """The same question by an adapter's bare SDK call on a loop of its own: no gate, no budget, no judge."""
+    """The same question by a vendor's async SDK on a loop of its own: no adapter, gate, budget or judge."""
 
     def __init__(self, vendor: str, url: str) -> None:
-        self._adapter = make_adapter(vendor, f"{vendor}-none", "test-key", url)  # type: ignore[arg-type]
+        self._model = f"{vendor}-none"
+        self._call: Callable[[JudgePrompt], Any] = getattr(self, f"_{vendor}")
+        # the adapter's client has the connection settings of the measured calls
+        self._adapter: Any = make_adapter(vendor, self._model, "test-key", url)  # type: ignore[arg-type]
+        self._client = self._adapter._client
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -245,8 +252,41 @@ class _BareSdk:
         self._loop.close()
 
     def ask(self, prompt: JudgePrompt) -> Any:
-        asked: Future[Any] = asyncio.run_coroutine_threadsafe(
-            self._adapter.ask(prompt.messages, prompt.schema, max_output_tokens=2048, temperature=0.0, timeout_s=20.0),
-            self._loop,
+        """Return the object of the answer."""
+        return json.loads(asyncio.run_coroutine_threadsafe(self._call(prompt), self._loop).result())
+
+    async def _anthropic(self, prompt: JudgePrompt) -> str:
+        system, user = prompt.messages
+        reply = await self._client.messages.create(
+            model=self._model,
+            max_tokens=2048,
+            system=system.content,
+            messages=[{"role": "user", "content": user.content}],
+            output_config={"format": {"type": "json_schema", "schema": accepted_schema(prompt.schema)}},
         )
-        return asked.result()
+        return str(reply.content[0].text)
+
+    async def _openai(self, prompt: JudgePrompt) -> str:
+        reply = await self._client.chat.completions.create(
+            model=self._model,
+            max_completion_tokens=2048,
+            temperature=0.0,
+            messages=[{"role": message.role, "content": message.content} for message in prompt.messages],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": prompt.schema},
+            },
+        )
+        return str(reply.choices[0].message.content)
+
+    async def _gemini(self, prompt: JudgePrompt) -> str:
+        system, user = prompt.messages
+        config = {
+            "system_instruction": system.content,
+            "max_output_tokens": 2048,
+            "temperature": 0.0,
+            "response_mime_type": "application/json",
+            "response_json_schema": prompt.schema,
+        }
+        reply = await self._client.aio.models.generate_content(model=self._model, contents=user.content, config=config)
+        return str(reply.text)
