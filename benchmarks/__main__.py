@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, library, taxonomy
+from benchmarks import daemon_report, judges, library, taxonomy
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
+    "judges": judges.run,
     "library": library.run,
     "taxonomy": taxonomy.run,
 }

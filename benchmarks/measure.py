@@ -5,7 +5,7 @@ Called by the sections; measures nothing itself and knows no contender.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,18 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("a percentile needs at least one value")
     return float(np.percentile(values, percent, method="inverted_cdf"))
+
+
+def resampled(
+    values: Sequence[float], statistic: Callable[[Sequence[float]], float], seed: int, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return a statistic of independent values and its 95 % bootstrap interval (percentile method, Efron 1979)."""
+    if not values:
+        raise ValueError("a statistic needs at least one value")
+    rng, array = np.random.default_rng(seed), np.asarray(values, dtype=float)
+    found = [statistic(rng.choice(array, len(array)).tolist()) for _ in range(draws)]
+    low, high = np.percentile(found, (2.5, 97.5))
+    return statistic(values), float(low), float(high)
 
 
 def recall(found: Sequence[int], distances: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int) -> float:

@@ -74,7 +74,7 @@ class ConsensusResult:
     flags : tuple of GuardFlag
         Why the output is quarantined.
     latency_s : float
-        Wall seconds from the first question to the conclusion.
+        Wall seconds from the first question to the conclusion; two results that differ in it alone are equal.
     """
 
     status: Literal["ok", "pending", "quarantined"]

@@ -173,14 +173,13 @@ def _shown(value: Any, items: int, name: str = "", depth: int = 0) -> Any:
 @functools.lru_cache(maxsize=64)
 def _schema(criteria: tuple[str, ...]) -> dict[str, Any]:
     """Return the schema of an answer; the verdict id is any text there, or the schema would give it away."""
-    # ranges stand in words: not every vendor takes them as keywords, and the answer is checked in any case
-    score = {"type": "number", "description": "0 to 100"}
+    score = {"type": "number", "minimum": 0, "maximum": 100}
     texts = {"type": "array", "items": {"type": "string"}}
     properties = {
         "verdict_id": {"type": "string", "description": "the verdict id of the system message"},
         "reasoning": {"type": "string"},
         "criteria": _strict(dict.fromkeys(criteria, score)),
-        "confidence": {"type": "number", "description": "0 to 1"},
+        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
         "strengths": texts,
         "weaknesses": texts,
         "suggestions": texts,

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.library_cases import Conditions, distances, filters
 from benchmarks.library_data import AGENTS, REGIMES, generate, row_of, trajectory, trajectory_id
 from benchmarks.library_searches import Figures, best_raw
-from benchmarks.measure import TIE, Spread, percentile, recall
+from benchmarks.measure import TIE, Spread, percentile, recall, resampled
 from data_pipeline.library.trajectories import validate
 
 ALL = np.ones(5, dtype=bool)
@@ -117,3 +117,14 @@ def test_the_filters_of_another_agent_and_regime_are_never_the_querys_own() -> N
     assert all(cases["other agent"](q).agent_type != AGENTS[queries.agent[q]] for q in range(100))
     assert all(cases["other regime"](q).market_regime != REGIMES[queries.regime[q]] for q in range(100))
     assert cases["combined"](5).mask(data).sum() < 0.02 * len(data)
+
+
+def test_a_resampled_interval_holds_the_statistic_and_narrows_with_more_values() -> None:
+    rng = np.random.default_rng(4)
+    few, many = rng.normal(5, 1, 30).tolist(), rng.normal(5, 1, 1000).tolist()
+    wide, narrow = (resampled(values, lambda v: float(np.mean(v)), 1, 500) for values in (few, many))
+    assert wide[1] < wide[0] < wide[2]
+    assert narrow[0] == pytest.approx(float(np.mean(many)))
+    assert narrow[2] - narrow[1] < (wide[2] - wide[1]) / 3
+    with pytest.raises(ValueError, match="at least one value"):
+        resampled([], lambda v: 0.0, 1)

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from output_factory import AS_OF, CONTEXT, INDICATORS, METRICS, OUTPUTS, news_output, technical_output
 
+from evaluation.error_catalogue import CATALOGUE, Severity
+from evaluation.error_taxonomy import ErrorInstance
+from evaluation.fault_localization import report_of
+from evaluation.ground_truth import GroundTruth
 from judge.base import JudgeRequest, JudgeScore
+from judge.finding_costs import DIMENSIONS
 from judge.local_checks.facts import Facts, calibration, no_padding
 from judge.local_judge import LocalJudge
 from judge.rubrics import load_rubric
@@ -243,3 +248,53 @@ def test_a_grade_out_of_range_counts_as_none(score: float, confidence: float, cr
 
 def test_equal_outputs_get_equal_grades() -> None:
     assert grade("fundamental") == grade("fundamental")
+
+
+def test_every_category_of_an_agent_belongs_to_dimensions_of_its_rubric() -> None:
+    for agent, table in DIMENSIONS.items():
+        dimensions = set(load_rubric(agent).weights)
+        assert all(names and set(names) <= dimensions for names in table.values())
+        own = {name for name, record in CATALOGUE.items() if record.agent == agent}
+        assert own <= set(table)
+
+
+def test_a_ready_report_is_used_and_errors_cost_by_their_gravity_in_their_dimension() -> None:
+    def graded(severity: Severity) -> JudgeScore:
+        error = ErrorInstance("valuation_calculation_error", severity, "", "/key_metrics/pe_ratio")
+        report = report_of("fundamental", [error], None, {})
+        return grade("fundamental", context={**CONTEXT, "report": report})
+
+    sound = grade("fundamental", context={**CONTEXT, "report": report_of("fundamental", [], None, {})})
+    lost = [
+        sound.criteria_scores["Valuation"] - graded(severity).criteria_scores["Valuation"]
+        for severity in (Severity.LOW, Severity.MEDIUM, Severity.HIGH)
+    ]
+    assert lost == pytest.approx([8, 20, 40])
+    fatal = graded(Severity.FATAL)
+    assert fatal.criteria_scores["Valuation"] == 0
+    assert fatal.score == 40
+    assert "valuation_calculation_error at /key_metrics/pe_ratio" in fatal.reasoning
+
+
+def test_an_error_is_charged_once_and_not_by_a_check_of_its_own_again() -> None:
+    text = OUTPUTS["technical"]().reasoning.replace("97.50", "$212.70")
+    costs = [e for e in (grade("technical", reasoning=text).reasoning,) if "numbers in the reasoning" in e]
+    assert costs == []
+    assert "unsupported_claim at /reasoning" in grade("technical", reasoning=text).reasoning
+
+
+def test_what_could_not_be_held_against_anything_lowers_the_confidence() -> None:
+    unchecked = dict.fromkeys(DIMENSIONS["technical"], "no snapshot")
+    full, none = (
+        grade("technical", context={**CONTEXT, "report": report_of("technical", [], None, names)})
+        for names in ({}, unchecked)
+    )
+    assert full.confidence == pytest.approx(1.0)
+    assert none.confidence == pytest.approx(0.5)
+
+
+def test_a_report_on_another_agent_and_a_truth_that_tells_the_right_call_are_refused() -> None:
+    with pytest.raises(JudgeError, match="is on a technical output"):
+        grade("news", context={"report": report_of("technical", [], None, {})})
+    with pytest.raises(LookAheadError, match="right call"):
+        grade("news", context={"truth": GroundTruth(recommendation="buy")})
