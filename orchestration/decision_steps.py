@@ -71,7 +71,7 @@ class OpenCase:
     @property
     def failures(self) -> Mapping[str, str]:
         """Agents that failed, with what went wrong."""
-        return {**self._failures, **self.run.state.failed_agents}
+        return {**self._failures, **self.run.failed}
 
     @property
     def trace(self) -> list[Event]:
@@ -83,7 +83,7 @@ class OpenCase:
         """End the analysts' run and begin the strategist's."""
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
-        self._analysis, self._failures = run.trace, dict(run.state.failed_agents)
+        self._analysis, self._failures = run.trace, dict(run.failed)
         if self.varied:
             counted = {e["agent"] for e in run.trace if e.get("status") == "retried" and "kept" not in e}
             for name in sorted(counted & self.varied.keys()):

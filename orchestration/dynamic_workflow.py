@@ -202,7 +202,7 @@ class DynamicWorkflowManager:
 
     def drive(self, runs: Sequence[WorkflowRun], caller: StepCaller) -> None:
         """Run all workflows to their end; agents that compute are asked once a round about all that are ready."""
-        before = [len(run.state.rewrite_history) for run in runs]
+        before = [len(run.rewrites) for run in runs]
         flying: dict[Future[Answer], _Asked] = {}
         count = 0
         while True:
@@ -224,7 +224,7 @@ class DynamicWorkflowManager:
             for item in sorted(answers, key=lambda answered: answered.order):
                 runs[item.asked.index].record(item.asked.call, item.answer, item.latency_ms, item.note)
         for run, known in zip(runs, before, strict=True):
-            for rewrite in run.state.rewrite_history[known:]:
+            for rewrite in run.rewrites[known:]:
                 self._telemetry.count("workflow_rewrites_total", rule=rewrite.rule)
 
     def close(self) -> None:
