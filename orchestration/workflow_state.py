@@ -181,8 +181,9 @@ class WorkflowProgress:
             return
         chosen = [self.steps[name] for name in targets]
         if action in (WorkflowAction.SKIP_AGENT, WorkflowAction.EARLY_TERMINATION):
-            for step in chosen:
-                step.status = "skipped"
+            for step in chosen:  # a retry that is called off leaves what there was
+                known = step.agent in self.executed
+                step.status = "ran" if known else "failed" if step.agent in self.failed else "skipped"
         elif action == WorkflowAction.RETRY_AGENT:
             for step in chosen:
                 step.status, step.attempt, step.not_before_ms = "pending", step.attempt + 1, at_ms
