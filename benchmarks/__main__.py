@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, library, taxonomy
+from benchmarks import daemon_report, library, taxonomy, workflow
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
     "library": library.run,
     "taxonomy": taxonomy.run,
+    "workflow": workflow.run,
 }
 """Name of a section to what runs and prints it and returns its figures."""
 

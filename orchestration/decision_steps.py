@@ -173,14 +173,14 @@ class DecisionSteps:
         if known is None:
             raise DataUnavailable(f"there is no {agent} agent")
         journal = self._journal if known.waits else None
-        keys = [_key(known, question) if journal else "" for question in questions]
-        answers = [journal.find(key) if journal else None for key in keys]
+        keys = [_key(known, question) if journal is not None else "" for question in questions]
+        answers = [journal.find(key) if journal is not None else None for key in keys]
         open_ = [index for index, answer in enumerate(answers) if answer is None]
         if open_:
             fresh = self._asked(agent, known, [questions[index] for index in open_])
             for index, answer in zip(open_, fresh, strict=True):
                 answers[index] = answer
-                if journal:
+                if journal is not None:
                     journal.add(keys[index], questions[index].case.decision_id, answer)
         return [answer for answer in answers if answer is not None]
 

@@ -23,19 +23,19 @@ from utils.schema import AgentOutput, NewsOutput
 AS_OF = datetime(2014, 6, 3, 20, 0, tzinfo=UTC)
 JUNIORS = ("news", "technical", "fundamental")
 CONTEXT = {"symbol": "AAPL", "volatility": 0.4}
-Callable_ = Callable[[Mapping[str, Any]], Any]
+AskedWith = Callable[[Mapping[str, Any]], Any]
 
 
 def opinion(recommendation: str = "hold", confidence: float = 0.6, **more: Any) -> AgentOutput:
     return NewsOutput(symbol="AAPL", as_of=AS_OF, recommendation=recommendation, confidence=confidence, **more)
 
 
-def says(recommendation: str = "hold", confidence: float = 0.6, **more: Any) -> Callable_:
+def says(recommendation: str = "hold", confidence: float = 0.6, **more: Any) -> AskedWith:
     output = opinion(recommendation, confidence, **more)
     return lambda context: output
 
 
-def quiet(**agents: Callable_) -> dict[str, Callable_]:
+def quiet(**agents: AskedWith) -> dict[str, AskedWith]:
     """The juniors, each holding with some confidence, but for those given."""
     return {name: says() for name in JUNIORS} | agents
 
@@ -195,7 +195,7 @@ def test_declared_latencies_make_the_workflow_hurry_without_a_clock() -> None:
 
 
 def test_the_order_in_which_threads_end_does_not_show_in_a_replay() -> None:
-    def delayed(delay_s: float, output: AgentOutput) -> Callable_:
+    def delayed(delay_s: float, output: AgentOutput) -> AskedWith:
         def answer(context: Mapping[str, Any]) -> AgentOutput:
             time.sleep(delay_s)
             return output
