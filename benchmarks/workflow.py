@@ -85,8 +85,8 @@ SECTION_PARTS: tuple[Callable[[], dict[str, Any]], ...] = (own_work, rounds_of_a
 
 
 def _decided() -> list[Analysis]:
-    """Return the decisions of rule agents on a month of the sample history."""
-    config = OrchestratorConfig(replay_start="2012-06-01", replay_end="2012-06-29")
+    """Return the decisions of rule agents on half a year of the sample history."""
+    config = OrchestratorConfig(replay_start="2012-01-03", replay_end="2012-06-29")
     feed = build_feed(config)
     store = AsOfStore(feed.calendar)
     for update in feed.history():

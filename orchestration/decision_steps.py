@@ -186,7 +186,8 @@ class DecisionSteps:
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
-        return self._agents[agent].fall_back(question.asked.request, f"no answer within {self.deadline_s(agent):g} s")
+        reason = f"no answer within {self.deadline_s(agent):g} s"
+        return self._agents[agent].fall_back(question.asked.request, reason, "timeout")
 
     def _request(self, case: OpenCase, name: str) -> PolicyRequest:
         """Return what an agent is asked: of the market all, of the others' outputs what they are to judge."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from market_factory import make_request
 
 from agents.factory import build_agents
 from agents.policies.base import PolicyRequest
@@ -17,6 +19,7 @@ from data_pipeline.asof_store import AsOfStore
 from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.feeds.factory import build_feed
 from orchestration.coordinator import Analysis, Coordinator
+from orchestration.dynamic_workflow import DynamicWorkflowManager
 from orchestration.execution.portfolio import Portfolio
 from orchestration.records import trajectories_of, trajectory_ids
 from orchestration.step_journal import StepJournal
@@ -285,3 +288,38 @@ def test_a_validator_is_there_even_if_nobody_brought_one() -> None:
     agents = build_agents(CONFIG)
     del agents["validator"]
     assert "validator" in Coordinator(CONFIG, agents=agents).policies
+
+
+def test_agents_may_be_run_by_hand_on_a_snapshot(market: Any) -> None:
+    store, _ = market
+    snapshot = store.as_of(AT).snapshot("AAPL", date(2012, 6, 4))
+    manager = DynamicWorkflowManager(timer=None)
+    outputs, state = manager.execute_workflow(("news", "technical"), {"snapshot": snapshot}, build_agents(CONFIG))
+    assert outputs["technical"] == RulesTechnical().decide_many([make_request(snapshot)])[0]
+    assert state.executed_agents == ("news", "technical")
+    _, blind = manager.execute_workflow(("technical",), {}, build_agents(CONFIG))
+    assert "MarketSnapshot" in blind.failed_agents["technical"]
+
+
+def test_rewrites_and_failures_are_counted(market: Any) -> None:
+    class Counts:
+        def __init__(self) -> None:
+            self.seen: Counter[tuple[str, ...]] = Counter()
+
+        def count(self, name: str, amount: float = 1.0, **labels: str) -> None:
+            self.seen[name, *labels.values()] += int(amount)
+
+        def gauge(self, name: str, value: float | None, **labels: str) -> None: ...
+
+        def observe(self, name: str, value: float, **labels: str) -> None: ...
+
+    class Broken(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            raise ValueError("not today")
+
+    counts = Counts()
+    policies = (Server("news", "sell", 0.4, waits=False), Broken("technical", "buy", 0.5, waits=False))
+    decide(market, with_policies(*policies, telemetry=counts), ("AAPL",))
+    assert counts.seen["workflow_rewrites_total", "add_validator_low_confidence"] == 1
+    assert counts.seen["agent_errors_total", "technical", "failed"] == 1
+    assert counts.seen["agent_requests_total", "news"] == 1
