@@ -67,6 +67,7 @@ class OpenCase:
     varied: dict[str, Variation] = field(default_factory=dict)
     _analysis: list[Event] = field(default_factory=list)
     _failures: dict[str, str] = field(default_factory=dict)
+    _analysts_ms: float = 0.0
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -75,15 +76,21 @@ class OpenCase:
 
     @property
     def trace(self) -> list[Event]:
-        """How the decision came about: the analysts' run, then the strategist's step."""
-        steps = [event for event in self.run.trace if event["event"] == "step"]
-        return [*self._analysis, *({**event, "event": "decision"} for event in steps)]
+        """How the decision came about: the analysts' run, then the strategist's step on the same critical path."""
+        return [
+            *self._analysis,
+            *(
+                {**event, "event": "decision", "started_ms": self._analysts_ms + event["started_ms"]}
+                for event in self.run.trace
+                if event["event"] == "step"
+            ),
+        ]
 
     def conclude(self, portfolio: PortfolioState) -> None:
         """End the analysts' run and begin the strategist's."""
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
-        self._analysis, self._failures = run.trace, dict(run.failed)
+        self._analysis, self._failures, self._analysts_ms = run.trace, dict(run.failed), run.elapsed_ms
         if self.varied:
             counted = {e["agent"] for e in run.trace if e.get("status") == "retried" and "kept" not in e}
             for name in sorted(counted & self.varied.keys()):

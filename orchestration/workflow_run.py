@@ -103,6 +103,11 @@ class WorkflowRun:
         return self._progress.rewrites
 
     @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds along the critical path so far."""
+        return self._progress.elapsed_ms
+
+    @property
     def state(self) -> WorkflowState:
         """Where the workflow stands."""
         if self._state is None:
