@@ -175,15 +175,15 @@ class Agent:
             return output
         return output.model_copy(update={"latency_s": max(0.0, self._timer() - start)})
 
-    def fall_back(self, request: PolicyRequest, reason: str) -> AgentOutput:
-        """Let the rules answer where the policy gave no answer in time.
+    def fall_back(self, request: PolicyRequest, reason: str, error_type: str = "provider") -> AgentOutput:
+        """Let the rules answer where the policy gave no answer; `error_type` is the metric's label.
 
         Raises
         ------
         ProviderError
             If there is no fallback, or the policy is the fallback itself.
         """
-        self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type="provider")
+        self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type=error_type)
         if self._fallback is None or self._fallback is self._policy:
             raise ProviderError(f"{self.agent_type}: {self._policy.name} gave no answer: {reason}", kind="timeout")
         logger.warning("%s: %s gave no answer, rules answer instead: %s", self.agent_type, self._policy.name, reason)

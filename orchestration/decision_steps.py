@@ -67,23 +67,30 @@ class OpenCase:
     varied: dict[str, Variation] = field(default_factory=dict)
     _analysis: list[Event] = field(default_factory=list)
     _failures: dict[str, str] = field(default_factory=dict)
+    _analysts_ms: float = 0.0
 
     @property
     def failures(self) -> Mapping[str, str]:
         """Agents that failed, with what went wrong."""
-        return {**self._failures, **self.run.state.failed_agents}
+        return {**self._failures, **self.run.failed}
 
     @property
     def trace(self) -> list[Event]:
-        """How the decision came about: the analysts' run, then the strategist's step."""
-        steps = [event for event in self.run.trace if event["event"] == "step"]
-        return [*self._analysis, *({**event, "event": "decision"} for event in steps)]
+        """How the decision came about: the analysts' run, then the strategist's step on the same critical path."""
+        return [
+            *self._analysis,
+            *(
+                {**event, "event": "decision", "started_ms": self._analysts_ms + event["started_ms"]}
+                for event in self.run.trace
+                if event["event"] == "step"
+            ),
+        ]
 
     def conclude(self, portfolio: PortfolioState) -> None:
         """End the analysts' run and begin the strategist's."""
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
-        self._analysis, self._failures = run.trace, dict(run.state.failed_agents)
+        self._analysis, self._failures, self._analysts_ms = run.trace, dict(run.failed), run.elapsed_ms
         if self.varied:
             counted = {e["agent"] for e in run.trace if e.get("status") == "retried" and "kept" not in e}
             for name in sorted(counted & self.varied.keys()):
@@ -173,20 +180,21 @@ class DecisionSteps:
         if known is None:
             raise DataUnavailable(f"there is no {agent} agent")
         journal = self._journal if known.waits else None
-        keys = [_key(known, question) if journal else "" for question in questions]
-        answers = [journal.find(key) if journal else None for key in keys]
+        keys = [_key(known, question) if journal is not None else "" for question in questions]
+        answers = [journal.find(key) if journal is not None else None for key in keys]
         open_ = [index for index, answer in enumerate(answers) if answer is None]
         if open_:
             fresh = self._asked(agent, known, [questions[index] for index in open_])
             for index, answer in zip(open_, fresh, strict=True):
                 answers[index] = answer
-                if journal:
+                if journal is not None:
                     journal.add(keys[index], questions[index].case.decision_id, answer)
         return [answer for answer in answers if answer is not None]
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
-        return self._agents[agent].fall_back(question.asked.request, f"no answer within {self.deadline_s(agent):g} s")
+        reason = f"no answer within {self.deadline_s(agent):g} s"
+        return self._agents[agent].fall_back(question.asked.request, reason, "timeout")
 
     def _request(self, case: OpenCase, name: str) -> PolicyRequest:
         """Return what an agent is asked: of the market all, of the others' outputs what they are to judge."""

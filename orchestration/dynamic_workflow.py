@@ -202,7 +202,7 @@ class DynamicWorkflowManager:
 
     def drive(self, runs: Sequence[WorkflowRun], caller: StepCaller) -> None:
         """Run all workflows to their end; agents that compute are asked once a round about all that are ready."""
-        before = [len(run.state.rewrite_history) for run in runs]
+        before = [len(run.rewrites) for run in runs]
         flying: dict[Future[Answer], _Asked] = {}
         count = 0
         while True:
@@ -222,9 +222,11 @@ class DynamicWorkflowManager:
             if not answers or self._timer is None:
                 answers += self._landed(caller, flying)
             for item in sorted(answers, key=lambda answered: answered.order):
+                if isinstance(item.answer, Exception):
+                    self._telemetry.count("agent_errors_total", agent_type=item.asked.call.agent, error_type="failed")
                 runs[item.asked.index].record(item.asked.call, item.answer, item.latency_ms, item.note)
         for run, known in zip(runs, before, strict=True):
-            for rewrite in run.state.rewrite_history[known:]:
+            for rewrite in run.rewrites[known:]:
                 self._telemetry.count("workflow_rewrites_total", rule=rewrite.rule)
 
     def close(self) -> None:
@@ -244,9 +246,9 @@ class DynamicWorkflowManager:
             return self._pool
 
     def _latency_ms(self, answer: Answer, measured_s: float) -> float:
-        if self._timer is not None:
-            return 1000 * max(0.0, measured_s)
-        return 0.0 if isinstance(answer, Exception) else 1000 * answer.latency_s
+        declared_s = 0.0 if isinstance(answer, Exception) else answer.latency_s
+        # an answer that was found and not asked for takes no time again, but it did
+        return 1000 * (declared_s if self._timer is None else max(measured_s, declared_s))
 
     def _batch(self, caller: StepCaller, agent: str, batch: Sequence[_Asked]) -> list[_Answered]:
         """Ask a computing agent about all that are ready; each of them waits for the whole batch."""
@@ -296,7 +298,6 @@ class DynamicWorkflowManager:
     def _given_up(self, caller: StepCaller, asked: _Asked) -> tuple[Answer, str, float]:
         agent = asked.call.agent
         note = f"no answer within {caller.deadline_s(agent):g} s"
-        self._telemetry.count("agent_errors_total", agent_type=agent, error_type="timeout")
         try:
             return caller.late(agent, asked.question), f"{note}; answered by rules", self._now()
         except Exception as error:  # no fallback, or one that fails: the agent's failure either way

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agents.conflicts.detection import opinions
 from orchestration.rewrite_actions import WorkflowAction
 from orchestration.workflow_state import VALIDATOR, WorkflowState
 from utils.schema import direction
@@ -68,7 +67,7 @@ def default_rules(settings: WorkflowSettings) -> tuple[RewriteRule, ...]:
         return {"elapsed_ms": state.total_latency, "limit_ms": limit_ms, "pending": len(_analysts(state))}
 
     def extreme(state: WorkflowState) -> Mapping[str, Any]:
-        votes = opinions(state.agent_outputs)
+        votes = state.opinions
         sides = {direction(output.recommendation) for output in votes.values()}
         least = min((output.confidence for output in votes.values()), default=0.0)
         if len(votes) < 2 or len(sides) > 1 or 0 in sides or least <= EXTREME_CONFIDENCE:
@@ -76,7 +75,7 @@ def default_rules(settings: WorkflowSettings) -> tuple[RewriteRule, ...]:
         return {"outputs": len(votes), "least_confidence": least}
 
     def doubtful(state: WorkflowState) -> list[str]:
-        votes = opinions(state.agent_outputs)
+        votes = state.opinions
         return [name for name, output in votes.items() if output.confidence < very_low]
 
     def doubts(state: WorkflowState) -> Mapping[str, Any]:
@@ -86,12 +85,12 @@ def default_rules(settings: WorkflowSettings) -> tuple[RewriteRule, ...]:
         return {found.conflict_type: found.severity for found in state.conflicts_detected}
 
     def low(state: WorkflowState) -> Mapping[str, Any]:
-        votes = opinions(state.agent_outputs)
+        votes = state.opinions
         least = min((output.confidence for output in votes.values()), default=1.0)
         return {"least_confidence": least} if least < settings.low_confidence_threshold else {}
 
     def agreement(state: WorkflowState) -> Mapping[str, Any]:
-        votes = opinions(state.agent_outputs)
+        votes = state.opinions
         news, technical = votes.get("news"), votes.get("technical")
         if news is None or technical is None:
             return {}

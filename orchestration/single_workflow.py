@@ -97,7 +97,7 @@ class SingleCaller:
         """Let an agent's rules answer; a callable has none."""
         known = self._agents.get(agent)
         if isinstance(known, Agent):
-            return known.fall_back(self._request(known), "its time is up")
+            return known.fall_back(self._request(known), "its time is up", "timeout")
         raise ProviderError(f"{agent}: its time is up", kind="timeout")
 
     def _doubled(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from utils.errors import ConfigError, nearest
@@ -37,9 +38,7 @@ class WorkflowGraph:
         mode : {"adaptive", "sequential"}
             adaptive: the first two together, each of the others after all before it; sequential: one after another.
         """
-        names = tuple(agents)
-        together = CONCURRENT_AT_FIRST if mode == "adaptive" else 1
-        return cls.of({name: names[:index] if index >= together else () for index, name in enumerate(names)}, names)
+        return _routed(tuple(agents), mode)
 
     @classmethod
     def of(cls, dependencies: Mapping[str, Sequence[str]], order: Sequence[str] | None = None) -> WorkflowGraph:
@@ -72,3 +71,11 @@ class WorkflowGraph:
     def agents(self) -> tuple[str, ...]:
         """The agents in order."""
         return tuple(name for name, _ in self.steps)
+
+
+@lru_cache(maxsize=256)
+def _routed(names: tuple[str, ...], mode: str) -> WorkflowGraph:
+    together = CONCURRENT_AT_FIRST if mode == "adaptive" else 1
+    return WorkflowGraph.of(
+        {name: names[:index] if index >= together else () for index, name in enumerate(names)}, names
+    )

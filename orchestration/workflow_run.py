@@ -15,7 +15,7 @@ from agents.conflicts.detection import ConflictDetector
 from orchestration.rewrite_actions import WorkflowAction
 from orchestration.rewrite_rules import RewriteRule
 from orchestration.workflow_graph import WorkflowGraph
-from orchestration.workflow_state import VALIDATOR, Event, WorkflowProgress, WorkflowState
+from orchestration.workflow_state import VALIDATOR, Event, Rewrite, WorkflowProgress, WorkflowState
 from utils.hashing import canonical_json
 from utils.logs import logger
 from utils.schema import AgentOutput, ValidatorOutput
@@ -93,6 +93,21 @@ class WorkflowRun:
         return self._progress.finished
 
     @property
+    def failed(self) -> Mapping[str, str]:
+        """The agents that failed, with what went wrong."""
+        return self._progress.failed
+
+    @property
+    def rewrites(self) -> Sequence[Rewrite]:
+        """The rules that have fired."""
+        return self._progress.rewrites
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds along the critical path so far."""
+        return self._progress.elapsed_ms
+
+    @property
     def state(self) -> WorkflowState:
         """Where the workflow stands."""
         if self._state is None:
@@ -138,9 +153,10 @@ class WorkflowRun:
             raise ValueError(f"latency_ms must be finite and at least 0, not {latency_ms}")
         self._happen(self._step_event(call, answer, latency_ms, note))
         at_ms = step.ended_ms
-        self._look_for_conflicts()
-        for rule in self._rules:
-            self._evaluate(rule, at_ms)
+        if self._rules:
+            self._look_for_conflicts()
+            for rule in self._rules:
+                self._evaluate(rule, at_ms)
         self._hold_to_budget(at_ms)
 
     def _step_event(self, call: StepCall, answer: AgentOutput | Exception, latency_ms: float, note: str) -> Event:
@@ -171,7 +187,7 @@ class WorkflowRun:
         return event
 
     def _look_for_conflicts(self) -> None:
-        for conflict in _DETECTOR.detect_conflicts(self._outputs):
+        for conflict in _DETECTOR.detect_conflicts(self.state.opinions):
             if conflict.key in self._found:
                 continue
             self._found.add(conflict.key)

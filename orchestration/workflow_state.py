@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agents.conflicts.detection import Conflict
+from agents.conflicts.detection import Conflict, opinions
 from orchestration.rewrite_actions import WorkflowAction
 from utils.schema import AgentOutput
 
@@ -50,6 +50,8 @@ class WorkflowState:
     running_agents, skipped_agents : tuple of str
     failed_agents : mapping of str to str
         With what went wrong.
+    opinions : mapping of str to AgentOutput
+        The outputs that are votes, by name: no abstention, no validator.
     """
 
     executed_agents: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class WorkflowState:
     running_agents: tuple[str, ...] = ()
     skipped_agents: tuple[str, ...] = ()
     failed_agents: Mapping[str, str] = field(default_factory=dict)
+    opinions: Mapping[str, AgentOutput] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,7 +112,10 @@ class WorkflowProgress:
             step
             for step in steps.values()
             if step.status == "pending"
-            and all(needed not in steps or steps[needed].status in _SETTLED for needed in step.waits_for)
+            and (
+                not step.waits_for
+                or all(needed not in steps or steps[needed].status in _SETTLED for needed in step.waits_for)
+            )
         ]
 
     def with_status(self, status: Status) -> tuple[str, ...]:
@@ -123,21 +129,29 @@ class WorkflowProgress:
 
     def start_of(self, step: Step) -> float:
         """Return when a step starts, in milliseconds along the critical path."""
-        ends = (self.steps[needed].ended_ms for needed in step.waits_for if needed in self.steps)
-        return max(step.not_before_ms, *ends, 0.0)
+        start_ms = step.not_before_ms
+        for needed in step.waits_for:
+            if needed in self.steps:
+                start_ms = max(start_ms, self.steps[needed].ended_ms)
+        return start_ms
 
     def state(self, outputs: Mapping[str, AgentOutput]) -> WorkflowState:
         """Return the state with the outputs of those that have been executed."""
+        places: dict[str, list[str]] = {"pending": [], "running": [], "skipped": [], "ran": [], "failed": []}
+        for step in self.steps.values():
+            places[step.status].append(step.agent)
+        in_force = {name: outputs[name] for name in self.executed if name in outputs}
         return WorkflowState(
             tuple(self.executed),
-            self.with_status("pending"),
-            {name: outputs[name] for name in self.executed if name in outputs},
+            tuple(places["pending"]),
+            in_force,
             tuple(self.conflicts),
             self.elapsed_ms,
             tuple(self.rewrites),
-            self.with_status("running"),
-            self.with_status("skipped"),
+            tuple(places["running"]),
+            tuple(places["skipped"]),
             dict(self.failed),
+            opinions(in_force),
         )
 
     def _stepped(self, event: Mapping[str, Any]) -> None:
@@ -167,8 +181,9 @@ class WorkflowProgress:
             return
         chosen = [self.steps[name] for name in targets]
         if action in (WorkflowAction.SKIP_AGENT, WorkflowAction.EARLY_TERMINATION):
-            for step in chosen:
-                step.status = "skipped"
+            for step in chosen:  # a retry that is called off leaves what there was
+                known = step.agent in self.executed
+                step.status = "ran" if known else "failed" if step.agent in self.failed else "skipped"
         elif action == WorkflowAction.RETRY_AGENT:
             for step in chosen:
                 step.status, step.attempt, step.not_before_ms = "pending", step.attempt + 1, at_ms

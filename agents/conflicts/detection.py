@@ -55,9 +55,9 @@ class Conflict:
 def opinions(outputs: Mapping[str, AgentOutput]) -> dict[str, AgentOutput]:
     """Return the outputs that are votes, by name: no abstention, and no validator, who speaks of what others said."""
     return {
-        name: output
-        for name, output in sorted(outputs.items())
-        if not output.abstained and output.agent_type != "validator"
+        name: outputs[name]
+        for name in sorted(outputs)
+        if not outputs[name].abstained and outputs[name].agent_type != "validator"
     }
 
 
@@ -94,9 +94,8 @@ def _signals(votes: Mapping[str, AgentOutput]) -> list[Conflict]:
         for signal, value in output.signals.items():
             readings.setdefault(signal, {})[name] = value
     found = []
-    for signal, values in sorted(readings.items()):
-        if len(values) < 2:
-            continue
+    for signal in sorted(signal for signal, values in readings.items() if len(values) > 1):
+        values = readings[signal]
         up = {name: value for name, value in values.items() if value > SIGNAL_MAGNITUDE}
         down = {name: value for name, value in values.items() if value < -SIGNAL_MAGNITUDE}
         if up and down:

@@ -25,7 +25,7 @@ class RulesValidator:
     -----
     The gravest conflict decides: by type (opposite recommendations, conflict of signals, disagreement of confidences),
     then by severity, then by name. The others are resolved and recorded. Without any conflict the view is the
-    confidence-weighted one of all analysts.
+    confidence-weighted one of all analysts, held with its share of the confidence times that of the surest.
     """
 
     agent_type: AgentType = "validator"
@@ -62,12 +62,14 @@ class RulesValidator:
         resolved = [(conflict, self._resolver.resolve_conflict(conflict, votes, context)) for conflict in conflicts]
         verdict = resolved[0][1] if resolved else self._resolver.pooled(votes)
         surest = max((votes[name].confidence for name in verdict.contributing_agents), default=0.0)
+        # a share of the votes is no conviction: without a conflict it only tempers what the surest says
+        confidence = min(verdict.final_confidence, surest) if resolved else verdict.final_confidence * surest
         said = [f"{conflict.description}. {resolution.reasoning}." for conflict, resolution in resolved]
         return ValidatorOutput(
             symbol=snapshot.symbol,
             as_of=snapshot.as_of,
             recommendation=verdict.final_recommendation,
-            confidence=figure(min(verdict.final_confidence, surest)),
+            confidence=figure(confidence),
             reasoning=" ".join(said or [f"No conflict among {', '.join(votes)}. {verdict.reasoning}."])[
                 :MAX_REASONING_CHARS
             ],
