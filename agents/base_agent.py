@@ -189,6 +189,10 @@ class Agent:
         logger.warning("%s: %s gave no answer, rules answer instead: %s", self.agent_type, self._policy.name, reason)
         return _answered(self._fallback, [request])[0]
 
+    def by_rules(self, request: PolicyRequest) -> AgentOutput | None:
+        """Return what the rules say, without asking the policy; None where there are none beside it."""
+        return None if self._fallback is None else _answered(self._fallback, [request])[0]
+
     def snapshot(self, symbol: str, as_of: datetime | None) -> MarketSnapshot:
         """Return the snapshot that `analyze` looks at.
 

@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.measure import Spread
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.factory import build_feed
-from orchestration.coordinator import Analysis, Coordinator
+from orchestration.analysis import Analysis
+from orchestration.coordinator import Coordinator
 from orchestration.dynamic_workflow import DynamicWorkflowManager
 from orchestration.execution.portfolio import Portfolio
 from orchestration.workflow_graph import WorkflowGraph

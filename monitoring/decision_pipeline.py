@@ -24,8 +24,9 @@ from monitoring.decision_log import DecisionLog
 from monitoring.embedding_stage import States
 from monitoring.stage import Stage
 from monitoring.supervision import Heartbeat
+from orchestration.analysis import Analysis
 from orchestration.commit_lane import CommitLane
-from orchestration.coordinator import Analysis, Coordinator
+from orchestration.coordinator import Coordinator
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger

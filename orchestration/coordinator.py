@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,28 @@ from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed
-from evaluation.error_taxonomy import ErrorReport
 from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
+from orchestration.analysis import Analysis, documented
 from orchestration.conflict_history import ConflictAnalyzer
-from orchestration.decision_steps import DecisionSteps, OpenCase
+from orchestration.decision_steps import SPARE_STRATEGIST, DecisionSteps, OpenCase
 from orchestration.dynamic_workflow import DynamicWorkflowManager, RewriteRule
 from orchestration.execution.portfolio import Portfolio
 from orchestration.execution.risk import Proposal, RiskGate
 from orchestration.records import decision_id
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal
-from orchestration.workflow_graph import WorkflowGraph
+from orchestration.workflow_graph import CONCURRENT_AT_FIRST, WorkflowGraph
+from orchestration.workflow_run import WorkflowRun
 from orchestration.workflow_state import VALIDATOR
-from utils.clock import ensure_utc, isoformat
+from utils.clock import ensure_utc
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
 from utils.llm.factory import ChatModels
 from utils.llm.untrusted import replay_key
-from utils.market_regime_detector import MarketRegimeDetector, RegimeDetection
+from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import (
     JUNIOR_AGENTS,
-    AgentOutput,
     Decision,
     MarketSnapshot,
     PortfolioState,
@@ -51,35 +51,6 @@ from utils.schema import (
 )
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
-
-
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """A decision with what it was taken on."""
-
-    decision: Decision
-    snapshot: MarketSnapshot
-    regime: RegimeDetection
-    similar: Mapping[str, tuple[str, ...]]
-    """The experiences that each agent was given, by identity."""
-    reports: Mapping[str, ErrorReport]
-    """What fault localisation found in each agent's output."""
-    portfolio: PortfolioState | None = None
-    """What the strategist was told of the portfolio."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the instructions that a hosted model answered by, by agent."""
-    failures: Mapping[str, str] = field(default_factory=dict)
-    """Agents that were asked and failed, with what went wrong."""
-
-    @property
-    def fatal(self) -> str | None:
-        """The first fatal finding in any output of the decision, in words; it must not be traded on. None without one."""
-        for name, report in self.reports.items():
-            for error in report.get_fatal_errors():
-                return (
-                    f"fatal finding in the {name} agent's output: {error.category} at {error.location or 'the output'}"
-                )
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +181,34 @@ class Coordinator:
             self._agents, self._config, cases, memory=self._memory, journal=self._journal, telemetry=self._telemetry
         )
         for index, case in enumerate(cases):
-            graph = WorkflowGraph.routed(self._router.route(case.regime), self._config.workflow.mode)
-            about = {"mode": self._config.workflow.mode, "regime": case.regime.overall_regime}
-            case.run = self._workflows.begin(graph, steps.variations(index), about)
+            case.run = self._begun(index, case, steps)
         self._workflows.drive([case.run for case in cases], steps)
         state = PortfolioState(portfolio.value(), portfolio.cash, portfolio.weights())
+        sparing = self._config.workflow.mode == "adaptive" and steps.waits("strategist")
         for case in cases:
-            case.conclude(state)
+            case.conclude(state, sparing=sparing)
+            if case.spared:
+                self._telemetry.count("workflow_rewrites_total", rule=SPARE_STRATEGIST)
         self._workflows.drive([case.run for case in cases], steps)
         return [self._examined(case, self._decision(case)) for case in cases]
+
+    def _begun(self, index: int, case: OpenCase, steps: DecisionSteps) -> WorkflowRun:
+        """Return the analysts' run of a case.
+
+        Where answers take time, an agent is held back only if it may be spared: the rules of the first two foresee whether
+        they will take one side. If not, all start at once.
+        """
+        mode, agents = self._config.workflow.mode, self._router.route(case.regime)
+        about: dict[str, Any] = {"mode": mode, "regime": case.regime.overall_regime}
+        first = agents[:CONCURRENT_AT_FIRST]
+        foreseen = steps.foreseen(index, first) if mode == "adaptive" and len(agents) > len(first) else {}
+        graph = WorkflowGraph.routed(agents, mode)
+        if foreseen:
+            sides = {name: direction(output.recommendation) for name, output in foreseen.items()}
+            about["foreseen"] = {name: foreseen[name].recommendation for name in sides}
+            if len(set(sides.values())) > 1 or 0 in sides.values():
+                graph = WorkflowGraph.together(agents)
+        return self._workflows.begin(graph, steps.variations(index), about, eager=bool(foreseen))
 
     def _examined(self, case: OpenCase, decision: Decision) -> Analysis:
         """Look for errors in every output of a decision, on what was known when it was taken."""
@@ -276,7 +266,7 @@ class Coordinator:
         session = _session_of(market.calendar, at)
         case = self._case(market.store.as_of(at), symbol, session, lookback_days)
         analysis = self._decide([case], self._portfolio)[0]
-        return _documented(analysis)
+        return documented(analysis)
 
     def batch_analyze(self, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Analyse several symbols; one that fails yields ``{"error": ...}`` and the others go on."""
@@ -422,59 +412,3 @@ def _session_of(calendar: ExchangeCalendar, at: datetime) -> date:
     if calendar.is_session(day) and calendar.close_time(day) <= at:
         return day
     return calendar.previous(day)
-
-
-def _documented(analysis: Analysis) -> dict[str, Any]:
-    """Return the documented form of a decision."""
-    decision, snapshot = analysis.decision, analysis.snapshot
-    s = decision.strategist
-    return {
-        "symbol": decision.symbol,
-        "decision_id": decision.decision_id,
-        "as_of": isoformat(decision.as_of),
-        "recommendation": s.recommendation,
-        "confidence": s.confidence,
-        "abstained": s.abstained,
-        "reasoning": s.reasoning or (s.abstain_reason or ""),
-        "position_size": s.position_size,
-        "entry_target": s.entry_target,
-        "stop_loss": s.stop_loss,
-        "take_profit": s.take_profit,
-        "risk_assessment": s.risk_assessment,
-        "agent_outputs": _documented_outputs(analysis),
-        "strategist_output": s.model_dump(mode="json"),
-        "market_data": {
-            "price": snapshot.price,
-            "session": snapshot.session.isoformat(),
-            "bars": len(snapshot.bars),
-            "news": len(snapshot.news),
-            "filings": len(snapshot.filings),
-            "stale": snapshot.stale,
-            "content_hash": snapshot.content_hash,
-        },
-        "regime": decision.regime,
-        "workflow": decision.workflow,
-        "findings": [
-            {
-                "agent": name,
-                "category": str(e.category),
-                "severity": e.severity.value,
-                "location": e.location,
-                "description": e.description,
-                "suggested_fix": e.suggested_fix,
-            }
-            for name, report in analysis.reports.items()
-            for e in report.errors
-        ],
-        "cost_usd": s.cost_usd + sum(out.cost_usd for out in decision.agents.values()),
-    }
-
-
-def _documented_outputs(analysis: Analysis) -> dict[str, Any]:
-    """Return what every agent answered; one that failed has its error in place of an output."""
-    decision = analysis.decision
-    outputs: dict[str, AgentOutput] = dict(decision.agents)
-    if decision.validator is not None:
-        outputs[VALIDATOR] = decision.validator
-    failed = {name: {"error": text} for name, text in analysis.failures.items() if name != "strategist"}
-    return {**failed, **{name: out.model_dump(mode="json") for name, out in sorted(outputs.items())}}

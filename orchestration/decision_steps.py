@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agents.base_agent import Agent, Variation, narrowed
+from agents.conflicts.detection import opinions
 from agents.policies.base import PolicyRequest
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal, step_key
@@ -20,11 +21,14 @@ from orchestration.workflow_run import StepCall, WorkflowRun
 from orchestration.workflow_state import VALIDATOR, Event
 from utils.errors import DataUnavailable
 from utils.market_regime_detector import RegimeDetection
-from utils.schema import AgentOutput, MarketSnapshot, PortfolioState
+from utils.schema import AgentOutput, MarketSnapshot, PortfolioState, direction
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 STRATEGIST = "strategist"
+SPARE_STRATEGIST = "spare_strategist"
+"""Name under which it stands in the trace that the strategist's model was not asked."""
+
 _STRATEGY = WorkflowGraph.routed((STRATEGIST,))
 
 DEADLINE_GRACE_S = 1.0
@@ -68,6 +72,8 @@ class OpenCase:
     _analysis: list[Event] = field(default_factory=list)
     _failures: dict[str, str] = field(default_factory=dict)
     _analysts_ms: float = 0.0
+    spared: bool = False
+    """Whether the strategist's rules answer, since no analyst takes a side."""
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -86,8 +92,12 @@ class OpenCase:
             ),
         ]
 
-    def conclude(self, portfolio: PortfolioState) -> None:
-        """End the analysts' run and begin the strategist's."""
+    def conclude(self, portfolio: PortfolioState, *, sparing: bool = False) -> None:
+        """End the analysts' run and begin the strategist's.
+
+        With `sparing` a strategist who waits on a server is not asked where no analyst takes a side: there is nothing to
+        weigh, and its rules say hold.
+        """
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
         self._analysis, self._failures, self._analysts_ms = run.trace, dict(run.failed), run.elapsed_ms
@@ -95,6 +105,11 @@ class OpenCase:
             counted = {e["agent"] for e in run.trace if e.get("status") == "retried" and "kept" not in e}
             for name in sorted(counted & self.varied.keys()):
                 self._adopt(self.varied[name])
+        if sparing:
+            held = opinions(run.outputs)
+            self.spared = not any(direction(output.recommendation) for output in held.values())
+        if self.spared:
+            self._analysis = [*run.trace, _spared(sorted(held), run.elapsed_ms)]
         self.run = WorkflowRun(_STRATEGY, ())
 
     def _adopt(self, varied: Variation) -> None:
@@ -179,6 +194,8 @@ class DecisionSteps:
         known = self._agents.get(agent)
         if known is None:
             raise DataUnavailable(f"there is no {agent} agent")
+        if agent == STRATEGIST and any(question.case.spared for question in questions):
+            return [self._unweighed(known, question) for question in questions]
         journal = self._journal if known.waits else None
         keys = [_key(known, question) if journal is not None else "" for question in questions]
         answers = [journal.find(key) if journal is not None else None for key in keys]
@@ -190,6 +207,27 @@ class DecisionSteps:
                 if journal is not None:
                     journal.add(keys[index], questions[index].case.decision_id, answer)
         return [answer for answer in answers if answer is not None]
+
+    def foreseen(self, index: int, agents: Sequence[str]) -> dict[str, AgentOutput]:
+        """Return what the rules of agents who wait on servers say, empty unless all of them wait and have rules."""
+        found: dict[str, AgentOutput] = {}
+        for name in agents:
+            agent = self._agents.get(name)
+            if agent is None or not agent.waits:
+                return {}
+            said = agent.by_rules(PolicyRequest(self._cases[index].snapshot, self._cases[index].regime))
+            if said is None:
+                return {}
+            found[name] = said
+        return found
+
+    def _unweighed(self, strategist: Agent, question: _Question) -> AgentOutput:
+        """Let the rules answer where there is nothing to weigh, the policy elsewhere."""
+        said = strategist.by_rules(question.asked.request) if question.case.spared else None
+        if said is not None:
+            return said
+        question.case.spared = False
+        return self.ask(STRATEGIST, [question])[0]
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
@@ -222,6 +260,14 @@ class DecisionSteps:
         if answers:
             self._telemetry.gauge("agent_confidence", answers[-1].confidence, agent_type=name)
         return answers
+
+
+def _spared(held: Sequence[str], at_ms: float) -> Event:
+    return {
+        "event": "rewrite", "rule": SPARE_STRATEGIST, "action": "skip_agent", "targets": [STRATEGIST],
+        "why": {"without_side": list(held)}, "at_ms": at_ms, "effect": False,
+        "changed": f"{STRATEGIST} answered by rules: no analyst takes a side",
+    }  # fmt: skip
 
 
 def _key(agent: Agent, question: _Question) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from orchestration.rewrite_actions import WorkflowAction
-from orchestration.rewrite_rules import RewriteRule, default_rules
+from orchestration.rewrite_rules import RewriteRule, default_rules, start_unsparable
 from orchestration.workflow_graph import WorkflowGraph
 from orchestration.workflow_run import StepCall, WorkflowRun
 from orchestration.workflow_state import WorkflowState
@@ -127,6 +127,7 @@ class DynamicWorkflowManager:
         self._max_workers = max_workers
         self._telemetry = telemetry
         self._rules = list(default_rules(self.settings))
+        self._arrange()
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -146,16 +147,27 @@ class DynamicWorkflowManager:
         if any(known.name == rule.name for known in self._rules):
             raise ConfigError(f"rule: there is already one named {rule.name!r}; give it another name")
         self._rules.append(rule)
+        self._arrange()
+
+    def _arrange(self) -> None:
         self._rules.sort(key=lambda known: -known.priority)
+        eager = [*self._rules, start_unsparable(self.settings)]
+        self._with_eager = tuple(sorted(eager, key=lambda known: -known.priority))
 
     def begin(
         self,
         graph: WorkflowGraph,
         variation: Callable[[str], str | None] | None = None,
         about: Mapping[str, Any] | None = None,
+        *,
+        eager: bool = False,
     ) -> WorkflowRun:
-        """Return a run of a graph, to be driven; parameters as in `WorkflowRun`."""
-        return WorkflowRun(graph, self.rules, self.settings.max_latency_ms, variation=variation, about=about)
+        """Return a run of a graph, to be driven; parameters as in `WorkflowRun`.
+
+        `eager` adds the rule that starts agents which nothing can spare any more, see `start_unsparable`.
+        """
+        rules = self._with_eager if eager else self.rules
+        return WorkflowRun(graph, rules, self.settings.max_latency_ms, variation=variation, about=about)
 
     def execute_workflow(
         self,

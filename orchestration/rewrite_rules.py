@@ -111,6 +111,29 @@ def default_rules(settings: WorkflowSettings) -> tuple[RewriteRule, ...]:
     )
 
 
+def start_unsparable(settings: WorkflowSettings) -> RewriteRule:
+    """Return the rule that lets a waiting agent start as soon as nothing can spare it any more.
+
+    The documented rules spare an agent only where those before it take one side, each of them surer than
+    `agreement_confidence`. One that fails, abstains, holds or is less sure rules that out, and what still waits for the rest
+    would wait for nothing. It changes when an agent is asked, never whether. Worth its place where answers take time.
+    """
+
+    def ruled_out(state: WorkflowState) -> Mapping[str, Any]:
+        if not _analysts(state):
+            return {}
+        for name in state.failed_agents:
+            return {name: "failed"}
+        for name, output in state.agent_outputs.items():
+            if output.abstained or not direction(output.recommendation):
+                return {name: "abstained" if output.abstained else "hold"}
+            if output.confidence <= settings.agreement_confidence:
+                return {name: output.confidence}
+        return {}
+
+    return RewriteRule("start_unsparable", ruled_out, WorkflowAction.PARALLEL_EXECUTION, _analysts, 4)
+
+
 def _analysts(state: WorkflowState) -> list[str]:
     """Return the pending agents but the validator, who always comes last."""
     return [name for name in state.pending_agents if name != VALIDATOR]

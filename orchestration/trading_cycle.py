@@ -17,8 +17,9 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.embeddings import Embedder
 from data_pipeline.library.cycle import CycleBatch, RegimeChange
 from data_pipeline.library.trajectories import Trajectory
+from orchestration.analysis import Analysis
 from orchestration.commit_lane import CommitLane
-from orchestration.coordinator import Analysis, Coordinator
+from orchestration.coordinator import Coordinator
 from orchestration.execution.outcomes import OutcomeTracker, Settlement
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger

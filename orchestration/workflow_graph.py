@@ -41,6 +41,11 @@ class WorkflowGraph:
         return _routed(tuple(agents), mode)
 
     @classmethod
+    def together(cls, agents: Sequence[str]) -> WorkflowGraph:
+        """Return the graph of agents that all start at once."""
+        return cls(tuple((name, ()) for name in agents))
+
+    @classmethod
     def of(cls, dependencies: Mapping[str, Sequence[str]], order: Sequence[str] | None = None) -> WorkflowGraph:
         """Return the graph of agents with their dependencies.
 

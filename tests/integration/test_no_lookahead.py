@@ -21,7 +21,8 @@ from generated_history import Article, DayBar, History, generate, poisoned, trun
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.replay import ReplayFeed
 from evaluation.bootstrap import Interval, mean_interval
-from orchestration.coordinator import Analysis, Coordinator
+from orchestration.analysis import Analysis
+from orchestration.coordinator import Coordinator
 from orchestration.execution.portfolio import Portfolio
 from utils.schema import direction
 from utils.setting_sections import AgentSettings

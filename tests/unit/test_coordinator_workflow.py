@@ -18,7 +18,8 @@ from agents.policies.rules import RulesNews, RulesTechnical
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.feeds.factory import build_feed
-from orchestration.coordinator import Analysis, Coordinator
+from orchestration.analysis import Analysis
+from orchestration.coordinator import Coordinator
 from orchestration.dynamic_workflow import DynamicWorkflowManager
 from orchestration.execution.portfolio import Portfolio
 from orchestration.records import trajectories_of, trajectory_ids

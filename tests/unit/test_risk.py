@@ -19,7 +19,7 @@ from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.library.cycle import CycleBatch
 from evaluation.fault_localization import report_of
 from judge.reward_calculator import RewardCalculator
-from orchestration.coordinator import Analysis
+from orchestration.analysis import Analysis
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger, Portfolio, Position
