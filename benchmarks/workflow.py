@@ -1,7 +1,6 @@
 """What the workflow costs: its own work a decision, and how close many agents come to their critical path.
 
-Both parts need no model. Agents behind a model server, against asking all of them one after another, belong beside
-these, in `SECTION_PARTS`.
+These two need no model; `workflow_latency` measures agents behind a model server.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.measure import Spread
+from benchmarks.workflow_latency import behind_a_server, declared
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.factory import build_feed
 from orchestration.analysis import Analysis
@@ -82,7 +82,7 @@ def rounds_of_agents() -> dict[str, Any]:
     return {"rounds_s": wall_s.median}
 
 
-SECTION_PARTS: tuple[Callable[[], dict[str, Any]], ...] = (own_work, rounds_of_agents)
+SECTION_PARTS: tuple[Callable[[], dict[str, Any]], ...] = (own_work, rounds_of_agents, behind_a_server, declared)
 
 
 def _decided() -> list[Analysis]:
