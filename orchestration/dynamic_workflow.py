@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -217,9 +217,11 @@ class DynamicWorkflowManager:
         before = [len(run.rewrites) for run in runs]
         flying: dict[Future[Answer], _Asked] = {}
         count = 0
+        changed: Iterable[int] = range(len(runs))
         while True:
             batches: dict[str, list[_Asked]] = {}
-            for index, run in enumerate(runs):
+            for index in changed:
+                run = runs[index]
                 for call in run.ready():
                     asked = _Asked(count, index, call, caller.prepare(index, call), self._now())
                     count += 1
@@ -237,6 +239,8 @@ class DynamicWorkflowManager:
                 if isinstance(item.answer, Exception):
                     self._telemetry.count("agent_errors_total", agent_type=item.asked.call.agent, error_type="failed")
                 runs[item.asked.index].record(item.asked.call, item.answer, item.latency_ms, item.note)
+            # only an answer makes new calls ready
+            changed = sorted({item.asked.index for item in answers if not runs[item.asked.index].finished})
         for run, known in zip(runs, before, strict=True):
             for rewrite in run.rewrites[known:]:
                 self._telemetry.count("workflow_rewrites_total", rule=rewrite.rule)
