@@ -361,7 +361,7 @@ def _then(before: Future[Any], step: Any) -> Future[Any]:
         try:
             after.set_result(step(done.result()))
         except ProviderError as error:
-            after.set_exception(JudgeError(f"{error.kind}: {error}"))
+            after.set_exception(JudgeError(f"{error.kind}: {error}", cost_usd=error.cost_usd, tokens=error.tokens))
         except CancelledError:
             after.set_exception(JudgeError("closed: the model was closed before it answered"))
         except Exception as error:  # whoever waits must hear of anything, and a callback has nobody else to tell

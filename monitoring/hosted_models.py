@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from utils.llm.factory import HOSTED, ChatModels
 from utils.logs import logger
-from utils.settings import OrchestratorConfig
+from utils.settings import ENVIRONMENT, OrchestratorConfig
 from utils.telemetry import Telemetry
 
 
 def open_chat_models(config: OrchestratorConfig, *, replay: bool, telemetry: Telemetry) -> ChatModels | None:
-    """Return what hosted models are called by, None where the configuration has no use for any."""
-    keys = any(getattr(config, f"{provider}_api_key") is not None for provider in HOSTED)
-    named = any(name in HOSTED for name in config.judges.replace(",", " ").split())
+    """Return what hosted models are called by, None where the configuration has no use for any; warn of judges without a key."""
+    keys = [provider for provider in HOSTED if getattr(config, f"{provider}_api_key") is not None]
+    named = [name for name in config.judges.replace(",", " ").split() if name in HOSTED]
+    for name in named:
+        if name not in keys:
+            variable = ENVIRONMENT[f"{name}_api_key"]
+            logger.warning("judge %s is left out of every evaluation: there is no key; set %s", name, variable)
     return ChatModels(config, replay=replay, telemetry=telemetry) if keys or named else None
 
 

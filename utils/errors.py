@@ -47,11 +47,15 @@ class ProviderError(SystemFault):
     Attributes
     ----------
     kind : ProviderFault
+    cost_usd, tokens
+        What was spent on the answer that cannot be used, as far as it is known.
     """
 
-    def __init__(self, message: str, *, kind: ProviderFault = "fault") -> None:
+    def __init__(self, message: str, *, kind: ProviderFault = "fault", cost_usd: float = 0.0, tokens: int = 0) -> None:
         super().__init__(message)
         self.kind: ProviderFault = kind
+        self.cost_usd = cost_usd
+        self.tokens = tokens
 
 
 class LibraryUnavailable(SystemFault):

@@ -134,6 +134,7 @@ class HostedModelPolicy:
                 except ProviderError as fault:
                     self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type=fault.kind)
                     faults.append(fault)
+                    decided[i] = facts[i].model_copy(update={"cost_usd": fault.cost_usd})
         finally:
             for _, _, future in asked:
                 future.cancel()
@@ -166,6 +167,7 @@ class HostedModelPolicy:
             if fault.kind not in ANSWERLESS:
                 raise
             self._telemetry.count("agent_errors_total", agent_type=self.agent_type, error_type=fault.kind)
+            spent.setdefault("cost_usd", fault.cost_usd)  # of an answer that was none the fault knows it
             reason = legible(f"{fault.kind}: {fault}", _REASON_CHARS)
             return abstain(self.agent_type, facts.symbol, facts.as_of, reason, self.name).model_copy(update=spent)
         return facts.model_copy(update={**fields, **spent, "p_correct": None, "policy": self.name})

@@ -57,6 +57,11 @@ class _Usage:
     output_tokens: int = 0
     usd: float = 0.0
 
+    @property
+    def tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
 
 class HostedChatModel:
     """A `ChatModel`; see there for what it promises.
@@ -231,9 +236,12 @@ class HostedChatModel:
         assert task is not None
         self._tasks.add(task)
         outcome = "cancelled"
+        usage = _Usage()
 
         async def ask() -> ChatAnswer:
-            return await self._in_a_slot(messages, schema, temperature, account, prompt_tokens, asked_at, deadline)
+            return await self._in_a_slot(
+                messages, schema, temperature, account, prompt_tokens, asked_at, deadline, usage
+            )
 
         try:
             async with asyncio.timeout(max(0.0, deadline - self._monotonic())):
@@ -243,9 +251,10 @@ class HostedChatModel:
         except TimeoutError:
             outcome = "timeout"
             text = f"{self.name}: no answer within {deadline - asked_at:g} s; allow more time or use a faster model"
-            raise ProviderError(text, kind="timeout") from None
+            raise ProviderError(text, kind="timeout", cost_usd=usage.usd, tokens=usage.tokens) from None
         except ProviderError as error:
             outcome = error.kind
+            error.cost_usd, error.tokens = usage.usd, usage.tokens
             raise
         except asyncio.CancelledError:
             if self._closed:
@@ -265,6 +274,7 @@ class HostedChatModel:
         prompt_tokens: int,
         asked_at: float,
         deadline: float,
+        usage: _Usage,
     ) -> ChatAnswer:
         self._gate.check()  # who would be refused does not wait for a slot first
         async with self._slots:
@@ -272,7 +282,9 @@ class HostedChatModel:
             fault: VendorError | None = None
             told = False
             try:
-                answer = await self._attempts(messages, schema, temperature, account, prompt_tokens, asked_at, deadline)
+                answer = await self._attempts(
+                    messages, schema, temperature, account, prompt_tokens, asked_at, deadline, usage
+                )
                 told = True
                 return answer
             except VendorError as error:
@@ -294,9 +306,9 @@ class HostedChatModel:
         prompt_tokens: int,
         asked_at: float,
         deadline: float,
+        usage: _Usage,
     ) -> ChatAnswer:
         attempts = Attempts(self._rng)
-        usage = _Usage()
         said: Sequence[ChatMessage] = messages
         while True:
             try:
