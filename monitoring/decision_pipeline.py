@@ -142,6 +142,8 @@ class DecisionPipeline:
             config.judge.weight,
         )
         recovery.recover_tracker(self.tracker, self._library, self._run_id, self.feed.calendar, AGENT_TYPES)
+        round_trip = 2 * config.execution.one_way_cost
+        self._coordinator.conflicts.restore(recovery.recover_conflicts(self._library, self._run_id, round_trip))
         self.cycle = TradingCycle(
             config,
             self._run_id,

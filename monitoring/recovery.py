@@ -15,6 +15,7 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library import evaluations, findings, portfolio_log, runs, trajectories
 from data_pipeline.library.runs import Mode, Run
+from orchestration.conflict_history import PastConflict, RealisedOutcome, past_conflicts, resolved_events
 from orchestration.execution.outcomes import OpenDecision, Opinion, OutcomeTracker
 from orchestration.execution.portfolio import Ledger
 from utils.clock import isoformat
@@ -100,6 +101,19 @@ def recover_tracker(
             tracker.restore_history(agent_type, [(r[0], direction(r[0]) * r[1] - (r[2] or 0.0), r[3]) for r in cursor])
 
 
+def recover_conflicts(library: ExperienceLibraryPostgres, run_id: str, round_trip_cost: float) -> list[PastConflict]:
+    """Return the conflicts between agents of a run whose outcomes have matured."""
+    with library.connection() as connection:
+        rows = connection.execute(
+            "SELECT as_of, workflow_trace->'steps', actual_return, matured_at FROM trajectories WHERE run_id = %s "
+            "AND agent_type = 'strategist' AND matured_at IS NOT NULL AND NOT shadow "
+            "AND workflow_trace->'steps' @? '$[*].resolutions[*]' ORDER BY matured_at, as_of, symbol COLLATE \"C\"",
+            (run_id,),
+        ).fetchall()
+    known = ((as_of, steps, RealisedOutcome(value, round_trip_cost, at)) for as_of, steps, value, at in rows)
+    return list(past_conflicts(known))
+
+
 def progress_of(library: ExperienceLibraryPostgres, run_id: str) -> tuple[int, int, int]:
     """Return how many decisions, abstentions and settled outcomes a run has."""
     with library.connection() as connection:
@@ -161,7 +175,10 @@ def _open_decision(
             )
         )
     volatility = float(rows[0].market_state["inputs"]["daily_volatility"])
-    return OpenDecision(decision_id, symbol, as_of, session, volatility, tuple(opinions))
+    steps = next(
+        (row.workflow_trace["steps"] for row in rows if row.workflow_trace and "steps" in row.workflow_trace), ()
+    )
+    return OpenDecision(decision_id, symbol, as_of, session, volatility, tuple(opinions), resolved_events(steps))
 
 
 def _session(calendar: ExchangeCalendar, as_of: datetime) -> date:

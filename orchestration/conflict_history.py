@@ -86,6 +86,13 @@ def past_conflicts(
                 )
 
 
+def resolved_events(trace: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return the part of a trace that `past_conflicts` reads, empty where no conflict was resolved."""
+    if not any(event.get("resolutions") for event in trace):
+        return ()
+    return tuple(event for event in trace if event["event"] == "graph" or event.get("resolutions"))
+
+
 def came_true(recommendation: str, actual_return: float, costs: float) -> bool:
     """Return whether a call was right, by the measure that rewards use."""
     side = direction(recommendation)
@@ -131,6 +138,11 @@ class ConflictAnalyzer:
             self._learned += resolution.chosen_by == "learned"
         else:
             self._unresolved += 1
+
+    def restore(self, cases: Iterable[PastConflict]) -> None:
+        """Know these cases and no others, as after a restart."""
+        self._cases.clear()
+        self.learn(cases)
 
     def learn(self, cases: Iterable[PastConflict]) -> None:
         """Take in conflicts whose outcome is known, each once, in any order."""

@@ -12,6 +12,7 @@ from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.error_catalogue import CATALOGUE
 from evaluation.error_taxonomy import ErrorReport
+from orchestration.conflict_history import resolved_events
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
@@ -138,6 +139,8 @@ def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: M
         snapshot.session,
         snapshot.inputs.daily_volatility,
         opinions,
+        # of a strategist that abstains no outcome is stored, and what a restart could not learn is not learned
+        () if decision.strategist.abstained else resolved_events(decision.workflow),
     )
 
 

@@ -19,6 +19,7 @@ from data_pipeline.library.cycle import CycleBatch, RegimeChange
 from data_pipeline.library.trajectories import Trajectory
 from orchestration.analysis import Analysis
 from orchestration.commit_lane import CommitLane
+from orchestration.conflict_history import past_conflicts
 from orchestration.coordinator import Coordinator
 from orchestration.execution.outcomes import OutcomeTracker, Settlement
 from orchestration.execution.paper_broker import PaperBroker
@@ -121,6 +122,11 @@ class TradingCycle:
         self._ledger.portfolio.revalue({s: bar.close for s in self._symbols if (bar := view.bar(s, instant.session))})
         self._kill_switch(instant.at)
         settlement = self._tracker.settle(view, instant.session, instant.at, self._symbols)
+        self._coordinator.conflicts.learn(
+            past_conflicts(
+                (made.as_of, made.conflicts, outcome) for made, outcome in settlement.outcomes if made.conflicts
+            )
+        )
         analyses = (
             self._coordinator.analyze(view, instant.session, self._symbols, self._ledger.portfolio)
             if instant.decide

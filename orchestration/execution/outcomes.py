@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,10 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class OpenDecision:
-    """A decision whose horizon has not passed; `volatility` is the daily one at decision time (fraction)."""
+    """A decision whose horizon has not passed; `volatility` is the daily one at decision time (fraction).
+
+    `conflicts` holds the events of its trace that tell of resolved conflicts, for whoever learns from their outcome.
+    """
 
     decision_id: str
     symbol: str
@@ -44,6 +48,7 @@ class OpenDecision:
     session: date
     volatility: float
     opinions: tuple[Opinion, ...]
+    conflicts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -33,6 +34,13 @@ from utils.settings import OrchestratorConfig
 SYMBOLS = ("AAPL", "GOOG", "IBM", "MSFT")
 AT = datetime(2012, 6, 4, 20, tzinfo=UTC)
 CONFIG = OrchestratorConfig(streaming_symbols=SYMBOLS, replay_start="2012-06-04", replay_end="2012-06-06")
+
+SEQUENTIAL = OrchestratorConfig(
+    streaming_symbols=SYMBOLS,
+    replay_start="2012-06-04",
+    replay_end="2012-06-06",
+    workflow={"mode": "sequential"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +104,8 @@ def decide(market: Any, coordinator: Coordinator, symbols: Sequence[str] = SYMBO
     return coordinator.analyze(store.as_of(AT), date(2012, 6, 4), symbols, Portfolio(cash=1e5))
 
 
-def with_policies(*policies: Any, **arguments: Any) -> Coordinator:
-    coordinator = Coordinator(CONFIG, **arguments)
+def with_policies(*policies: Any, config: OrchestratorConfig = CONFIG, **arguments: Any) -> Coordinator:
+    coordinator = Coordinator(config, **arguments)
     for policy in policies:
         coordinator.set_policy(policy.agent_type, policy)
     return coordinator
@@ -125,7 +133,7 @@ def test_waiting_or_not_the_decisions_are_the_same(market: Any) -> None:
         coordinator = with_policies(
             Server("news", "sell", 0.8, waits=waits), Server("technical", "buy", 0.6, waits=waits)
         )
-        found.append([(a.decision.canonical(), a.decision.workflow) for a in decide(market, coordinator)])
+        found.append([a.decision.canonical() for a in decide(market, coordinator)])
         coordinator.close()
     assert found[0] == found[1]
 
@@ -158,6 +166,8 @@ def test_the_trace_is_stored_with_the_strategists_trajectory_and_replays(market:
         "5d",
         FeatureHashingEmbedder(),
         {},
+        analysis.portfolio,
+        analysis.prompts,
     )
     stored = rows[-1].workflow_trace
     assert stored is not None
@@ -248,22 +258,134 @@ def test_a_crash_in_the_middle_repeats_no_finished_call(market: Any, tmp_path: P
     path = tmp_path / "steps.jsonl"
     first = [Server("news", "buy", 0.6), Server("technical", "sell", 0.6), Server("fundamental", "hold", 0.6)]
     first[2].fail_at = 1
-    killed = with_policies(*first, journal=StepJournal(path))
+    killed = with_policies(*first, config=SEQUENTIAL, journal=StepJournal(path))
     with pytest.raises(KeyboardInterrupt):
         decide(market, killed)
     killed.close()
     assert [len(policy.asked) for policy in first[:2]] == [4, 4]
-    whole = with_policies(*(Server(policy.agent_type, *policy.said) for policy in first))
+    whole = with_policies(*(Server(policy.agent_type, *policy.said) for policy in first), config=SEQUENTIAL)
     expected = [a.decision for a in decide(market, whole)]
     whole.close()
     second = [Server(policy.agent_type, *policy.said) for policy in first]
-    resumed = with_policies(*second, journal=StepJournal(path))
+    resumed = with_policies(*second, config=SEQUENTIAL, journal=StepJournal(path))
     decisions = [a.decision for a in decide(market, resumed)]
     assert decisions == expected
     assert [len(policy.asked) for policy in second] == [0, 0, 4]
     resumed.forget(decision.decision_id for decision in decisions)
     resumed.close()
     assert path.read_bytes() == b""
+
+
+def graph_of(analysis: Analysis) -> dict[str, list[str]]:
+    return dict(analysis.decision.workflow[0]["steps"])
+
+
+def foreseeing(monkeypatch: pytest.MonkeyPatch, news: str, technical: str) -> None:
+    """Let the rules beside the servers say what they are told to."""
+    for name, policy, said in (("news", RulesNews, news), ("technical", RulesTechnical, technical)):
+
+        def decided(self: Any, requests: Sequence[PolicyRequest], name: str = name, said: str = said) -> list[Any]:
+            return [
+                OUTPUT_MODELS["news"](symbol=r.snapshot.symbol, as_of=AT, recommendation=said, confidence=0.6)
+                for r in requests
+            ]
+
+        monkeypatch.setattr(policy, "decide_many", decided)
+
+
+def news_server(name: AgentType, recommendation: str, confidence: float) -> Server:
+    server = Server(name, recommendation, confidence)
+
+    def decide_many(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        server.asked.append(tuple(r.snapshot.symbol for r in requests))
+        return [
+            OUTPUT_MODELS["news"](
+                symbol=r.snapshot.symbol,
+                as_of=AT,
+                recommendation=recommendation,
+                confidence=confidence,
+                policy="test:model",
+            )
+            for r in requests
+        ]
+
+    server.decide_many = decide_many  # type: ignore[method-assign]
+    return server
+
+
+def test_where_the_rules_foresee_no_agreement_all_analysts_start_at_once(
+    market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseeing(monkeypatch, "buy", "sell")
+    servers = [news_server(name, "buy", 0.8) for name in ("news", "technical", "fundamental")]
+    coordinator = with_policies(*servers)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert graph_of(analysis) == {"news": [], "technical": [], "fundamental": []}
+    assert analysis.decision.workflow[0]["foreseen"] == {"news": "buy", "technical": "sell"}
+    assert [len(server.asked) for server in servers] == [1, 1, 1]
+
+
+def test_where_the_rules_foresee_agreement_the_third_is_held_back_and_spared(
+    market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseeing(monkeypatch, "buy", "strong_buy")
+    servers = [news_server(name, "buy", 0.8) for name in ("news", "technical", "fundamental")]
+    coordinator = with_policies(*servers)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert graph_of(analysis)["fundamental"] == ["news", "technical"]
+    assert [len(server.asked) for server in servers] == [1, 1, 0]
+    assert "skip_redundant_high_agreement" in [e.get("rule") for e in analysis.decision.workflow]
+
+
+def test_a_held_back_agent_starts_once_nothing_can_spare_it_any_more(
+    market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseeing(monkeypatch, "buy", "buy")
+    doubtful = news_server("technical", "buy", 0.6)
+    gate = threading.Event()
+    slow, last = news_server("news", "buy", 0.8), news_server("fundamental", "buy", 0.6)
+    tell, wait = slow.decide_many, last.decide_many
+
+    def slowly(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        assert gate.wait(20), "the third agent did not start while the first was still asked"
+        return tell(requests)
+
+    def at_last(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        gate.set()
+        return wait(requests)
+
+    slow.decide_many, last.decide_many = slowly, at_last  # type: ignore[method-assign]
+    coordinator = with_policies(slow, doubtful, last, timer=time.perf_counter)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    rules = {e["rule"]: e["why"] for e in analysis.decision.workflow if e["event"] == "rewrite"}
+    assert rules["start_unsparable"] == {"technical": 0.6}
+    assert len(last.asked) == 1
+
+
+def test_a_strategist_with_nothing_to_weigh_is_not_asked(market: Any) -> None:
+    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental", "strategist")]
+    coordinator = with_policies(*servers)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert servers[3].asked == []
+    assert analysis.decision.strategist.recommendation == "hold"
+    assert analysis.decision.strategist.policy == "rules"
+    event = next(e for e in analysis.decision.workflow if e.get("rule") == "spare_strategist")
+    assert event["why"] == {"without_side": ["fundamental", "news", "technical"]}
+    assert replay_trace(analysis.decision.workflow).rewrite_history[-1].rule == "spare_strategist"
+
+
+def test_a_sequential_workflow_asks_everyone_and_the_strategist(market: Any) -> None:
+    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental")]
+    strategist = Server("strategist", "hold", 0.6)
+    coordinator = with_policies(*servers, strategist, config=SEQUENTIAL)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert [len(server.asked) for server in (*servers, strategist)] == [1, 1, 1, 1]
+    assert graph_of(analysis)["fundamental"] == ["news", "technical"]
 
 
 def test_other_instructions_are_another_question(market: Any, tmp_path: Path) -> None:

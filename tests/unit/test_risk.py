@@ -20,6 +20,7 @@ from data_pipeline.library.cycle import CycleBatch
 from evaluation.fault_localization import report_of
 from judge.reward_calculator import RewardCalculator
 from orchestration.analysis import Analysis
+from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger, Portfolio, Position
@@ -201,6 +202,7 @@ class BuyEverything:
 
     weight: float
     closes: dict[str, float] = field(default_factory=dict)
+    conflicts: ConflictAnalyzer = field(default_factory=ConflictAnalyzer)
 
     def analyze(self, view: Any, session: date, symbols: Any, portfolio: Portfolio) -> list[Analysis]:
         found = []
