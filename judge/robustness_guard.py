@@ -6,9 +6,11 @@ changes nothing and grades nothing. What it looks for stands in `FAMILIES`; `jud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from judge.injection_signs import injection_score
 from utils.json_pointer import join
@@ -59,6 +61,11 @@ class GuardVerdict:
     flags: tuple[GuardFlag, ...]
 
 
+_PASSED = GuardVerdict("pass", ())
+_HOLDERS = (str, BaseModel, Mapping, list, tuple)
+"""What is a text or may hold one."""
+
+
 class RobustnessGuard:
     """Screens outputs.
 
@@ -72,6 +79,8 @@ class RobustnessGuard:
 
     def screen(self, output: AgentOutput) -> GuardVerdict:
         """Return the verdict on every text of an output, names in its maps and lists as a whole included."""
+        if not self._suspicious(output):
+            return _PASSED
         flags: list[GuardFlag] = []
         actions: set[Action] = set()
         for pointer, text in _texts(output.model_dump(mode="python")):
@@ -82,6 +91,28 @@ class RobustnessGuard:
                     actions.add(family.action)
         verdict = "quarantine" if "quarantine" in actions else "reject" if actions else "pass"
         return GuardVerdict(verdict, tuple(flags))  # type: ignore[arg-type]
+
+    def _suspicious(self, output: AgentOutput) -> bool:
+        """Return whether any text would be flagged; nearly all outputs are sound, and then nobody asks for pointers."""
+        return any(family.score(text) >= FLAG_SCORE for text in _bare_texts(output) for family in self._families)
+
+
+def _bare_texts(output: AgentOutput) -> Iterator[str]:
+    """Yield what `_texts` yields, in another order and without pointers."""
+    waiting: list[Any] = [output]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, BaseModel):
+            waiting.extend(value for value in node.__dict__.values() if isinstance(value, _HOLDERS))
+        elif isinstance(node, Mapping):
+            yield from (key for key in node if isinstance(key, str) and " " in key)
+            waiting.extend(value for value in node.values() if isinstance(value, _HOLDERS))
+        else:
+            waiting.extend(value for value in node if isinstance(value, _HOLDERS))
+            if len(node) > 1 and all(isinstance(item, str) for item in node):
+                yield " ".join(node)
 
 
 def _texts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
