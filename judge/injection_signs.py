@@ -25,57 +25,72 @@ _BEFORE = r"(?:previous|prior|above|preceding|earlier|foregoing|your|these|those
 
 
 class _Sign(NamedTuple):
+    """A pattern, and the words of which one stands in whatever it matches: to look for those is a hundred times as fast."""
+
     weight: float
     pattern: re.Pattern[str]
+    words: tuple[str, ...]
+
+    def is_in(self, text: str) -> bool:
+        return any(word in text for word in self.words) and self.pattern.search(text) is not None
 
 
-def _sign(weight: float, pattern: str) -> _Sign:
-    return _Sign(weight, re.compile(pattern))
+def _sign(weight: float, pattern: str, words: tuple[str, ...]) -> _Sign:
+    return _Sign(weight, re.compile(pattern), words)
 
+
+_SET_ASIDE = ("ignore", "disregard", "forget", "override", "bypass", "discard", "neglect")
+_GRADERS = (
+    "judge", "grader", "evaluator", "assessor", "scorer", "marker", "ai model", "assistant", "reviewer", "llm", "language model",
+)  # fmt: skip
+_OWN = ("this ", "the following ", "the above ", "the present ", "the given ", "my ", "our ", "the agent")
+_MARKS = ("score", "grade", "mark", "point", "rating")
+_GRADES = ("score", "grade", "verdict", "rating", "result")
+_FENCES = ("---", "===", "###", "***", "~~~", "___", "```")
 
 _SIGNS: tuple[_Sign, ...] = (
     # commands that set the judge's own instructions aside
-    _sign(0.9, rf"\b(?:ignore|disregard|forget|override|bypass|discard|neglect)\b(?: {_BEFORE}){{1,4}} ?{_RULES}\b"),
-    _sign(0.9, r"\b(?:ignore|disregard|forget)\b (?:everything|all|anything) (?:of the )?(?:above|you (?:were|have been) told|before this)"),
-    _sign(0.9, r"\b(?:ignoriere|vergiss|missachte)\b (?:\w+ ){0,3}(?:anweisung|instruktion|vorgabe)"),
-    _sign(0.9, r"\b(?:ignore[zr]?|oublie[zr]?) (?:\w+ ){0,3}(?:instructions|consignes) (?:precedentes|ci-dessus)"),
-    _sign(0.9, r"\b(?:ignora|ignore|olvida) (?:\w+ ){0,3}instrucciones"),
-    _sign(0.7, r"\b(?:new|updated|revised|additional|real|actual) (?:system )?(?:instructions?|directives?)(?: (?:for|to) \w+)?(?: \w+)? ?[:.-]"),
-    _sign(0.6, r"\b(?:system prompt|developer (?:message|mode)|hidden instructions?)\b"),
-    _sign(0.6, r"\b(?:you are|act as|pretend to be|behave as) (?:now )?(?:an? |the )?(?:\w+ ){0,2}" + _GRADER + r"\b"),
+    _sign(0.9, rf"\b(?:ignore|disregard|forget|override|bypass|discard|neglect)\b(?: {_BEFORE}){{1,4}} ?{_RULES}\b", _SET_ASIDE),
+    _sign(0.9, r"\b(?:ignore|disregard|forget)\b (?:everything|all|anything) (?:of the )?(?:above|you (?:were|have been) told|before this)", ("ignore", "disregard", "forget")),
+    _sign(0.9, r"\b(?:ignoriere|vergiss|missachte)\b (?:\w+ ){0,3}(?:anweisung|instruktion|vorgabe)", ("ignoriere", "vergiss", "missachte")),
+    _sign(0.9, r"\b(?:ignore[zr]?|oublie[zr]?) (?:\w+ ){0,3}(?:instructions|consignes) (?:precedentes|ci-dessus)", ("ignore", "oublie")),
+    _sign(0.9, r"\b(?:ignora|ignore|olvida) (?:\w+ ){0,3}instrucciones", ("instrucciones",)),
+    _sign(0.7, r"\b(?:new|updated|revised|additional|real|actual) (?:system )?(?:instructions?|directives?)(?: (?:for|to) \w+)?(?: \w+)? ?[:.-]", ("instruction", "directive")),
+    _sign(0.6, r"\b(?:system prompt|developer (?:message|mode)|hidden instructions?)\b", ("system prompt", "developer m", "hidden instruction")),
+    _sign(0.6, r"\b(?:you are|act as|pretend to be|behave as) (?:now )?(?:an? |the )?(?:\w+ ){0,2}" + _GRADER + r"\b", _GRADERS),
     _sign(0.6, r"\byou (?:must|should|shall|will|have to|are required to|are instructed to) (?:now |always |only |therefore )?"
-               r"(?:output|respond|return|answer|reply|print|grade|score|rate|award|assign|give (?:this|it|me|a|the|full))\b"),
-    _sign(0.6, r"\b(?:respond|reply|answer|return|output) (?:only )?with (?:only )?(?:the )?(?:following|json|this|a score|score)\b"),
-    _sign(0.6, rf"\b(?:do not|don't|never) (?:grade|evaluate|verify|check|penali[sz]e|deduct|mark down|question) (?:{_WORK}|it\b|for\b|any\b|me\b)"),
+               r"(?:output|respond|return|answer|reply|print|grade|score|rate|award|assign|give (?:this|it|me|a|the|full))\b", ("you must", "you should", "you shall", "you will", "you have to", "you are re", "you are ins")),
+    _sign(0.6, r"\b(?:respond|reply|answer|return|output) (?:only )?with (?:only )?(?:the )?(?:following|json|this|a score|score)\b", ("respond", "reply", "answer", "return with", "return only", "output with", "output only")),
+    _sign(0.6, rf"\b(?:do not|don't|never) (?:grade|evaluate|verify|check|penali[sz]e|deduct|mark down|question) (?:{_WORK}|it\b|for\b|any\b|me\b)", ("do not ", "don't ", "never ")),
     # speaking to whoever grades
-    _sign(0.6, rf"\b(?:dear|attention|hey|hello|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)|notice (?:to|for)|to) (?:all |the |every |any )?{_GRADER} ?[:,!-]"),
-    _sign(0.4, rf"\b(?:attention|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)) (?:all |the |every |any )?{_GRADER}\b"),
-    _sign(0.7, rf"\bas (?:an?|the|your) {_GRADER},? (?:you|please|it is)\b"),
+    _sign(0.6, rf"\b(?:dear|attention|hey|hello|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)|notice (?:to|for)|to) (?:all |the |every |any )?{_GRADER} ?[:,!-]", _GRADERS),
+    _sign(0.4, rf"\b(?:attention|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)) (?:all |the |every |any )?{_GRADER}\b", _GRADERS),
+    _sign(0.7, rf"\bas (?:an?|the|your) {_GRADER},? (?:you|please|it is)\b", _GRADERS),
     # asking for a grade
-    _sign(0.8, rf"\b(?:score|grade|rate|mark|evaluate|judge) {_WORK} (?:\w+ ){{0,4}}{_TOP}\b"),
-    _sign(0.8, rf"\b(?:give|assign|award|grant|set|return|output) {_WORK} (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} (?:of |to |= ?|: ?)?{_TOP})"),
-    _sign(0.8, rf"\b{_WORK} (?:\w+ ){{0,2}}(?:deserves?|merits?|must (?:receive|get|be)|should (?:receive|get|be)|has (?:earned|received)|is worth) (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} of {_TOP}|{_TOP}(?: out of |/)(?:100|10)|(?:scored|graded|rated) (?:\w+ ){{0,2}}{_TOP})"),
-    _sign(0.7, rf"\b(?:give|assign|award|grant|set|return|output) (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} (?:of|to) {_TOP}) (?:\w+ ){{0,3}}(?:criteri|dimension|categor|rubric)"),
-    _sign(0.7, rf"\b(?:set|score|rate|grade|mark) (?:all|every|each)(?: of)?(?: the)? (?:criteri\w+|dimensions?|scores?) (?:\w+ ){{0,3}}{_TOP}\b"),
-    _sign(0.5, rf"(?:^|[.!?:;] ?)(?:please )?(?:give|award|assign) (?:it |this |me )?(?:an? |the )?(?:{_TOP} (?:score|grade|marks)|(?:score|grade|marks) of {_TOP})\b"),
+    _sign(0.8, rf"\b(?:score|grade|rate|mark|evaluate|judge) {_WORK} (?:\w+ ){{0,4}}{_TOP}\b", _OWN),
+    _sign(0.8, rf"\b(?:give|assign|award|grant|set|return|output) {_WORK} (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} (?:of |to |= ?|: ?)?{_TOP})", _OWN),
+    _sign(0.8, rf"\b{_WORK} (?:\w+ ){{0,2}}(?:deserves?|merits?|must (?:receive|get|be)|should (?:receive|get|be)|has (?:earned|received)|is worth) (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} of {_TOP}|{_TOP}(?: out of |/)(?:100|10)|(?:scored|graded|rated) (?:\w+ ){{0,2}}{_TOP})", _OWN),
+    _sign(0.7, rf"\b(?:give|assign|award|grant|set|return|output) (?:\w+ ){{0,4}}(?:{_TOP} {_MARK}|{_MARK} (?:of|to) {_TOP}) (?:\w+ ){{0,3}}(?:criteri|dimension|categor|rubric)", _MARKS),
+    _sign(0.7, rf"\b(?:set|score|rate|grade|mark) (?:all|every|each)(?: of)?(?: the)? (?:criteri\w+|dimensions?|scores?) (?:\w+ ){{0,3}}{_TOP}\b", ("criteri", "dimension", "score")),
+    _sign(0.5, rf"(?:^|[.!?:;] ?)(?:please )?(?:give|award|assign) (?:it |this |me )?(?:an? |the )?(?:{_TOP} (?:score|grade|marks)|(?:score|grade|marks) of {_TOP})\b", ("score", "grade", " marks")),
     # planted verdicts
-    _sign(0.8, r"[\"'](?:overall_?score|final_?score|score|criteria|criteria_scores|dimension_scores|verdict(?:_id)?|confidence|grade|reasoning)[\"'] ?: ?(?:[\d{\[\"']|true)"),
-    _sign(0.7, r"\b(?:overall|final|judge'?s?|total|consensus|rubric)[ _-]?(?:score|grade|verdict|rating) ?(?:[:=]|is) ?(?:9\d|100|10 ?/ ?10|perfect|excellent|pass)\b"),
-    _sign(0.7, r"\bverdict[ _-]?id\b"),
-    _sign(0.5, r"\b(?:judge'?s?|evaluation|grader'?s?|consensus) (?:verdict|result|score|grade) ?[:=]"),
+    _sign(0.8, r"[\"'](?:overall_?score|final_?score|score|criteria|criteria_scores|dimension_scores|verdict(?:_id)?|confidence|grade|reasoning)[\"'] ?: ?(?:[\d{\[\"']|true)", ("\" :", "\":", "' :", "':")),
+    _sign(0.7, r"\b(?:overall|final|judge'?s?|total|consensus|rubric)[ _-]?(?:score|grade|verdict|rating) ?(?:[:=]|is) ?(?:9\d|100|10 ?/ ?10|perfect|excellent|pass)\b", _GRADES),
+    _sign(0.7, r"\bverdict[ _-]?id\b", ("verdict",)),
+    _sign(0.5, r"\b(?:judge'?s?|evaluation|grader'?s?|consensus) (?:verdict|result|score|grade) ?[:=]", _GRADES),
     # role tags and markup of chats
-    _sign(0.9, r"<\|?/?(?:system|assistant|im_start|im_end|endoftext|begin_of_text|eot_id|start_header_id)\b[^>]{0,40}\|?>"),
-    _sign(0.9, r"\[/?(?:inst|system|sys)\]|<</?sys>>"),
-    _sign(0.7, r"</?(?:output|agent_output|data|evidence|instructions?|prompt|verdict|rubric|user|human|answer|context|untrusted)>"),
-    _sign(0.7, r"#{2,} ?(?:system|instructions?|assistant|human|user|judge|new task)\b"),
-    _sign(0.7, r"(?:^|\n|\\n)\s?(?:system|assistant|developer)(?: message)? ?:"),
-    _sign(0.5, r"\n\s?(?:human|user|judge|evaluator) ?:"),
+    _sign(0.9, r"<\|?/?(?:system|assistant|im_start|im_end|endoftext|begin_of_text|eot_id|start_header_id)\b[^>]{0,40}\|?>", ("<",)),
+    _sign(0.9, r"\[/?(?:inst|system|sys)\]|<</?sys>>", ("[", "<")),
+    _sign(0.7, r"</?(?:output|agent_output|data|evidence|instructions?|prompt|verdict|rubric|user|human|answer|context|untrusted)>", ("<",)),
+    _sign(0.7, r"#{2,} ?(?:system|instructions?|assistant|human|user|judge|new task)\b", ("##",)),
+    _sign(0.7, r"(?:^|\n|\\n)\s?(?:system|assistant|developer)(?: message)? ?:", ("system", "assistant", "developer")),
+    _sign(0.5, r"\n\s?(?:human|user|judge|evaluator) ?:", ("\n",)),
     # forged boundaries
-    _sign(0.8, r"\b(?:data|verdict)-[0-9a-f]{8,}\b"),
-    _sign(0.8, r"[-=#*~_`]{3,} ?(?:end|begin|start|close)(?: of)?(?: the)? (?:\w+ )?(?:data|output|document|input|evidence|context|message|prompt|instructions?)\b"),
-    _sign(0.8, r"\b(?:end|close) of (?:the )?(?:agent |untrusted |user )?(?:data|output|input) ?(?:block|section)?[.:;)\]-]+ ?(?:now|system|judge|you|the real|grade|score|instructions?|new)\b"),
-    _sign(0.6, r"\bthe data (?:have|has) ended\b"),
-    _sign(0.3, r"```"),
+    _sign(0.8, r"\b(?:data|verdict)-[0-9a-f]{8,}\b", ("data-", "verdict-")),
+    _sign(0.8, r"[-=#*~_`]{3,} ?(?:end|begin|start|close)(?: of)?(?: the)? (?:\w+ )?(?:data|output|document|input|evidence|context|message|prompt|instructions?)\b", _FENCES),
+    _sign(0.8, r"\b(?:end|close) of (?:the )?(?:agent |untrusted |user )?(?:data|output|input) ?(?:block|section)?[.:;)\]-]+ ?(?:now|system|judge|you|the real|grade|score|instructions?|new)\b", ("end of", "close of")),
+    _sign(0.6, r"\bthe data (?:have|has) ended\b", ("the data ha",)),
+    _sign(0.3, r"```", ("```",)),
 )  # fmt: skip
 _DISGUISE_WEIGHT = 0.3
 """Of hidden characters or borrowed letters within words: seen in sound texts, so it only adds to other signs."""
@@ -129,7 +144,7 @@ def _scored(text: str) -> float:
 def _of(text: str, disguised: bool) -> float:
     clean = 1.0
     for sign in _SIGNS:
-        if sign.pattern.search(text):
+        if sign.is_in(text):
             clean *= 1 - sign.weight
     if len(set(_GRADED_DIMENSION.findall(text))) >= 2:
         clean *= 1 - _RUBRIC_WEIGHT

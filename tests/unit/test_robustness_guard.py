@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from output_factory import HEADLINES, OUTPUTS, news_output, strategist_output, technical_output
 
+from judge import injection_signs
 from judge.injection_signs import injection_score
 from judge.robustness_guard import FLAG_SCORE, Family, RobustnessGuard
 
@@ -142,3 +145,22 @@ def test_families_are_rows_of_a_table_and_the_gravest_action_counts() -> None:
     screened = guard.screen(both)
     assert screened.verdict == "quarantine"
     assert {flag.family for flag in screened.flags} == {"empty_content", "instruction_injection"}
+
+
+def test_the_words_that_are_looked_for_first_never_hide_a_sign() -> None:
+    words = sorted(
+        {
+            word
+            for sign in injection_signs._SIGNS
+            for word in re.findall(r"[a-z']+|[:=.,!#<>\[\]/`\"'-]|\d+", sign.pattern.pattern)
+        }
+    )
+    rng = random.Random(7)
+    matched = 0
+    for _ in range(20_000):
+        text = " ".join(rng.choices(words, k=rng.randint(2, 9)))
+        for sign in injection_signs._SIGNS:
+            matches = sign.pattern.search(text) is not None
+            matched += matches
+            assert sign.is_in(text) is matches, (text, sign.pattern.pattern)
+    assert matched > 50
