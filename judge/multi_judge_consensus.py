@@ -37,6 +37,9 @@ _NOT_SEATED = ("auth:", "budget:")
 
 _BUDGET = "budget"
 
+_LONGEST_LEAD_S, _LEAD_SHARE = 0.25, 0.1
+"""By how much a judge's deadline comes before the panel's: one that is late can still say so, and what it has cost."""
+
 
 @dataclass(slots=True)
 class _Inquiry:
@@ -228,9 +231,10 @@ class MultiJudgeConsensus:
         inquiry = _Inquiry(request, self._guard.screen(request.output), now, now + self._deadline_s)
         if inquiry.screened.verdict == "quarantine":
             return inquiry
+        theirs = inquiry.deadline - min(_LONGEST_LEAD_S, _LEAD_SHARE * self._deadline_s)
         for seat in self._asking_order:
             try:
-                future = seat.begin(request, max(0.0, inquiry.deadline - time.monotonic()), account)
+                future = seat.begin(request, max(0.0, theirs - time.monotonic()), account)
             except RuntimeError:
                 if not self._closed:
                     raise

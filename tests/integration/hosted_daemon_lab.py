@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import random
 import re
 import threading
@@ -165,6 +166,15 @@ class Lab:
         return sum(read * row["input"] + written * row["output"] for read, written in self.used[name]) / 1e6
 
 
+def new_lab(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> Lab:
+    """Return a lab without keys or settings of whoever runs the tests."""
+    for sdk in ("anthropic", "openai", "google.genai"):
+        pytest.importorskip(sdk, reason="needs the extra `hosted`")
+    for variable in ENVIRONMENT.values():
+        patch.delenv(variable, raising=False)
+    return Lab(folder, patch, stack)
+
+
 @dataclass(frozen=True)
 class Ended:
     """What a daemon said at the end of its replay, while it still served."""
@@ -310,3 +320,38 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
             waiting += [(name, item) for item in node]
         else:
             yield name, node
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A run with three keys and all that it left behind."""
+
+    lab: Lab
+    ended: Ended
+    found: list[Graded]
+    log: str
+    stored: str
+    decisions: str
+    threads: list[str]
+
+
+class KeptLog(logging.Handler):
+    """Keeps the text of every record, of whatever library and level."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        self.texts.append(self.format(record))
+
+
+def overloaded(question: Question) -> Reply:
+    """Answer as a vendor that is away."""
+    return question.dialect.fault("unavailable")
+
+
+def rewards(found: list[Graded]) -> dict[tuple[datetime, str], float]:
+    """Return the rewards there are, by instant and agent."""
+    return {(row.as_of, row.agent_type): row.reward for row in found if row.reward is not None}

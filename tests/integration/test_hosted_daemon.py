@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from generated_history import generate
 from hosted_daemon_lab import (
     KEYS,
     MODELS,
-    Ended,
-    Graded,
+    KeptLog,
     Lab,
+    Observed,
     agent_of,
     data_of,
     everything_stored,
@@ -35,7 +35,10 @@ from hosted_daemon_lab import (
     is_judging,
     leaves,
     left_behind,
+    new_lab,
     opinions,
+    overloaded,
+    rewards,
     rows,
     sound,
     started,
@@ -46,7 +49,6 @@ from hosted_daemon_lab import (
 from agents.policies.prompting import prompt_hash
 from monitoring.production_orchestrator import ProductionOrchestrator
 from utils.errors import ConfigError
-from utils.settings import ENVIRONMENT
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -57,15 +59,6 @@ OUTCOMES = {
 }  # fmt: skip
 
 
-def new_lab(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> Lab:
-    """Return a lab without keys or settings of whoever runs the tests."""
-    for sdk in ("anthropic", "openai", "google.genai"):
-        pytest.importorskip(sdk, reason="needs the extra `hosted`")
-    for variable in ENVIRONMENT.values():
-        patch.delenv(variable, raising=False)
-    return Lab(folder, patch, stack)
-
-
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
     """Vendors and daemons of a test's own."""
@@ -73,34 +66,10 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
         yield new_lab(tmp_path, monkeypatch, stack)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A run with three keys and all that it left behind."""
-
-    lab: Lab
-    ended: Ended
-    found: list[Graded]
-    log: str
-    stored: str
-    decisions: str
-    threads: list[str]
-
-
-class _Kept(logging.Handler):
-    """Keeps the text of every record, of whatever library and level."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
-
-
 @pytest.fixture(scope="module")
 def observed(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """A run in which everything works."""
-    root, kept = logging.getLogger(), _Kept()
+    root, kept = logging.getLogger(), KeptLog()
     folder = tmp_path_factory.mktemp("observed")
     level = root.level
     with contextlib.ExitStack() as stack:
@@ -240,14 +209,6 @@ def test_a_key_that_a_vendor_repeats_in_its_refusal_is_not_passed_on(
         assert KEYS["openai"] not in place
 
 
-def overloaded(question: Question) -> Reply:
-    return question.dialect.fault("unavailable")
-
-
-def rewards(found: list[Graded]) -> dict[tuple[datetime, str], float]:
-    return {(row.as_of, row.agent_type): row.reward for row in found if row.reward is not None}
-
-
 def test_while_all_vendors_are_away_nothing_is_graded_and_rewards_are_those_of_the_outcome_alone(
     lab: Lab, new_database: Callable[[], str]
 ) -> None:
@@ -331,6 +292,17 @@ def test_a_budget_that_runs_out_on_the_way_is_never_exceeded_and_the_local_judge
     assert ended.status["hosted_models"]["exhausted"] is True
     assert ended.metric("llm_budget_left_usd") == pytest.approx(0.02 - charged)
     assert ended.summary["llm_cost_usd"] == pytest.approx(charged)
+
+
+def test_what_silent_vendors_may_charge_is_in_every_account(lab: Lab, fresh_database: str) -> None:
+    lab.open("openai", openai=lambda question: Reply(silent=True))
+    ended = lab.run(fresh_database, judges="openai local", judge={"deadline_s": 1}, replay_end="2012-01-05")
+    found = graded(fresh_database)
+    spent = ended.metric("llm_cost_usd_total", provider="openai")
+    assert ended.metric("judge_excluded_total", judge_id="openai", reason="timeout") == lab.completions()["openai"] >= 5
+    assert spent > 0
+    assert math.fsum(row.cost_usd for row in found) == pytest.approx(spent)
+    assert ended.summary["llm_cost_usd"] == pytest.approx(spent)
 
 
 def test_hosted_agents_leave_policy_prompt_and_cost_and_fall_back_or_abstain_visibly(
