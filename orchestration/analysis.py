@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.error_taxonomy import ErrorReport
+from judge.robustness_guard import GuardVerdict
 from orchestration.workflow_state import VALIDATOR
 from utils.clock import isoformat
 from utils.market_regime_detector import RegimeDetection
@@ -31,6 +32,8 @@ class Analysis:
     """What the strategist was told of the portfolio."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the instructions that a hosted model answered by, by agent."""
+    flags: Mapping[str, GuardVerdict] = field(default_factory=dict)
+    """What the guard flagged in outputs that a model wrote, by agent."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Agents that were asked and failed, with what went wrong."""
 
@@ -42,6 +45,15 @@ class Analysis:
                 return (
                     f"fatal finding in the {name} agent's output: {error.category} at {error.location or 'the output'}"
                 )
+        return None
+
+    @property
+    def quarantined(self) -> str | None:
+        """The first text that speaks to a judge in place of the reader, in words; it must not be traded on. None without one."""
+        for name, verdict in self.flags.items():
+            if verdict.verdict == "quarantine":
+                flag = verdict.flags[0]
+                return f"quarantine: {flag.family} in the {name} agent's output at {flag.pointer}"
         return None
 
 

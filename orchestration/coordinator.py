@@ -22,6 +22,7 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed
 from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
+from judge.robustness_guard import RobustnessGuard
 from orchestration.analysis import Analysis, documented
 from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.decision_steps import SPARE_STRATEGIST, DecisionSteps, OpenCase
@@ -117,6 +118,7 @@ class Coordinator:
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
         self._engine = FaultLocalizationEngine()
+        self._guard = RobustnessGuard()
         self._run_id = run_id
         self._memory = memory
         self._telemetry = telemetry
@@ -222,13 +224,18 @@ class Coordinator:
         )
         outputs = {**decision.agents, "strategist": decision.strategist}
         reports = {name: self._engine.detect_faults(name, output, truth) for name, output in sorted(outputs.items())}
+        written = {name: output for name, output in outputs.items() if output.policy != "rules"}
+        screened = {name: self._guard.screen(output) for name, output in sorted(written.items())}
+        flags = {name: verdict for name, verdict in screened.items() if verdict.flags}
         served = {name: self._agents[name].policy for name in outputs if name in self._agents}
         prompts = {
             name: policy.prompt_hash
             for name, policy in served.items()
             if policy.prompt_hash is not None and outputs[name].policy == policy.name
         }
-        return Analysis(decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, case.failures)
+        return Analysis(
+            decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, flags, case.failures
+        )
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None

@@ -205,7 +205,9 @@ class TradingCycle:
                 "buy" if side > 0 else "sell",
                 decision.strategist.position_size,
                 entry,
-                analysis.fatal or ("the newest bar is not of this session" if analysis.snapshot.stale else None),
+                analysis.fatal
+                or analysis.quarantined
+                or ("the newest bar is not of this session" if analysis.snapshot.stale else None),
             )
             verdict = self._risk.check(proposal, self._ledger.portfolio, reserved)
             for clamp in verdict.clamps:
