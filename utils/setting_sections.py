@@ -107,7 +107,7 @@ class ExecutionSettings(Section):
 
 
 class BudgetSettings(Section):
-    """What hosted models may cost: in a day of UTC, and for one decision, agents and judges together."""
+    """What hosted models may cost: in a day of UTC, and for one decision, its agents and its judges each."""
 
     usd_per_day: NonNegative = 5.0
     usd_per_decision: NonNegative = 0.5

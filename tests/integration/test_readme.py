@@ -38,8 +38,8 @@ def run(snippet: str, folder: Path) -> str:
     return child.stdout
 
 
-def test_the_readme_has_the_four_snippets_that_are_checked_here() -> None:
-    assert len(SNIPPETS) == 4
+def test_the_readme_has_the_six_snippets_that_are_checked_here() -> None:
+    assert len(SNIPPETS) == 6
 
 
 def test_the_daemon_runs_from_a_notebook_as_documented(folder: Path) -> None:
@@ -65,6 +65,18 @@ def test_a_library_of_ones_own_works_as_documented(folder: Path) -> None:
 
 
 def test_an_error_in_an_output_is_found_where_it_stands_as_documented(folder: Path) -> None:
-    printed = run(SNIPPETS[3], folder)
+    printed = run(SNIPPETS[5], folder)
     assert "('indicator_calculation_error', 'high', '/indicators/rsi_14')" in printed
     assert "/indicators/rsi_14: indicator_calculation_error, high." in printed
+
+
+def test_a_panel_grades_an_output_as_documented(folder: Path) -> None:
+    status, score, *reasoning = run(SNIPPETS[3], folder).split()
+    assert status == "ok"
+    assert 0 <= float(score) <= 100
+    assert reasoning
+
+
+def test_a_workflow_runs_by_hand_as_documented(folder: Path) -> None:
+    printed = run(SNIPPETS[4], folder)
+    assert re.match(r"(buy|sell|hold) \['validator added", printed)
