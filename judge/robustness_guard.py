@@ -6,8 +6,9 @@ changes nothing and grades nothing. What it looks for stands in `FAMILIES`; `jud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -62,8 +63,7 @@ class GuardVerdict:
 
 
 _PASSED = GuardVerdict("pass", ())
-_HOLDERS = (str, BaseModel, Mapping, list, tuple)
-"""What is a text or may hold one."""
+_NO_TEXT = frozenset((float, int, bool, type(None), datetime))
 
 
 class RobustnessGuard:
@@ -97,22 +97,27 @@ class RobustnessGuard:
         return any(family.score(text) >= FLAG_SCORE for text in _bare_texts(output) for family in self._families)
 
 
-def _bare_texts(output: AgentOutput) -> Iterator[str]:
-    """Yield what `_texts` yields, in another order and without pointers."""
+def _bare_texts(output: AgentOutput) -> set[str]:
+    """Return what `_texts` yields, each once and without pointers."""
+    found: set[str] = set()
     waiting: list[Any] = [output]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, BaseModel):
-            waiting.extend(value for value in node.__dict__.values() if isinstance(value, _HOLDERS))
-        elif isinstance(node, Mapping):
-            yield from (key for key in node if isinstance(key, str) and " " in key)
-            waiting.extend(value for value in node.values() if isinstance(value, _HOLDERS))
-        else:
-            waiting.extend(value for value in node if isinstance(value, _HOLDERS))
+        kind = type(node)
+        if kind in _NO_TEXT:
+            continue
+        if kind is str:
+            found.add(node)
+        elif kind is dict:
+            found.update(key for key in node if " " in key)
+            waiting += node.values()
+        elif kind is tuple or kind is list:
+            waiting += node
             if len(node) > 1 and all(isinstance(item, str) for item in node):
-                yield " ".join(node)
+                found.add(" ".join(node))
+        elif isinstance(node, BaseModel):
+            waiting += node.__dict__.values()
+    return found
 
 
 def _texts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
