@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clean_outputs import clean_outputs
-from benchmarks.fake_judges import MEDIAN_S, SIGMA, UNIFORM_S, VENDORS, delay_s
+from benchmarks.fake_models import MEDIAN_S, SIGMA, UNIFORM_S, VENDORS, delay_s
 from benchmarks.measure import percentile, resampled
 from judge.base import JudgeRequest
 from judge.consensus_result import ConsensusResult, EvaluationItem
@@ -33,7 +33,7 @@ from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from judge.prompting import JudgePrompt, judge_prompt
 from judge.rubrics import load_rubric
-from utils.llm.anthropic import accepted_schema
+from utils.llm.anthropic import without_type_lists
 from utils.llm.factory import ChatModels, make_adapter
 from utils.schema import parse_output
 from utils.settings import OrchestratorConfig
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the panel, print the figures and return them."""
     items = _items(EVALUATIONS)
     print("panel of three hosted judges (fake servers in another process) and the local one")
-    with tempfile.TemporaryDirectory(prefix="bench-judges-") as folder, _servers() as urls:
+    with tempfile.TemporaryDirectory(prefix="bench-judges-") as folder, fake_servers() as urls:
         keys = {f"{name}_api_key": "test-key" for name in VENDORS}
         addresses = {f"{name}_base_url": url for name, url in urls.items()}
         config = OrchestratorConfig(data_dir=Path(folder), budget={"usd_per_day": 1e6}, **keys, **addresses)
@@ -220,8 +220,9 @@ def _panel(models: ChatModels, kind: str, deadline_s: float = 20.0) -> Iterator[
 
 
 @contextmanager
-def _servers() -> Iterator[dict[str, str]]:
-    command = [sys.executable, "-m", "benchmarks.fake_judges"]
+def fake_servers() -> Iterator[dict[str, str]]:
+    """Run the fake vendors in a process of their own; yields the address of each."""
+    command = [sys.executable, "-m", "benchmarks.fake_models"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -256,13 +257,17 @@ class _BareSdk:
         return json.loads(asyncio.run_coroutine_threadsafe(self._call(prompt), self._loop).result())
 
     async def _anthropic(self, prompt: JudgePrompt) -> str:
+        from anthropic import transform_schema
+
         system, user = prompt.messages
         reply = await self._client.messages.create(
             model=self._model,
             max_tokens=2048,
             system=system.content,
             messages=[{"role": "user", "content": user.content}],
-            output_config={"format": {"type": "json_schema", "schema": accepted_schema(prompt.schema)}},
+            output_config={
+                "format": {"type": "json_schema", "schema": transform_schema(without_type_lists(prompt.schema))}
+            },
         )
         return str(reply.content[0].text)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.measure import Spread
-from benchmarks.workflow_latency import behind_a_server, declared
+from benchmarks.workflow_latency import behind_a_server, declared, one_hosted_decision
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.factory import build_feed
 from orchestration.analysis import Analysis
@@ -82,7 +82,9 @@ def rounds_of_agents() -> dict[str, Any]:
     return {"rounds_s": wall_s.median}
 
 
-SECTION_PARTS: tuple[Callable[[], dict[str, Any]], ...] = (own_work, rounds_of_agents, behind_a_server, declared)
+SECTION_PARTS: tuple[Callable[[], dict[str, Any]], ...] = (
+    own_work, rounds_of_agents, one_hosted_decision, behind_a_server, declared,
+)  # fmt: skip
 
 
 def _decided() -> list[Analysis]:

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from agents.base_agent import Agent
+from agents.base_agent import Agent, narrowed
 from agents.factory import build_agents, hosted_policy
 from agents.policies.base import Policy, PolicyRequest
 from agents.policies.hosted_model import HostedModelPolicy
-from benchmarks.measure import percentile, resampled
+from benchmarks.fake_models import VENDORS
+from benchmarks.judges import fake_servers
+from benchmarks.measure import Spread, percentile, resampled
 from benchmarks.workflow_arms import (
     ARMS,
     LATENCY_S,
@@ -39,8 +41,12 @@ from benchmarks.workflow_arms import (
     sessions,
 )
 from evaluation.bootstrap import paired_difference
+from judge.llm_judge import LLMJudge
+from judge.multi_judge_consensus import MultiJudgeConsensus
 from judge.reward_calculator import RewardCalculator
 from orchestration.analysis import Analysis
+from orchestration.coordinator import Coordinator
+from orchestration.decision_steps import OpenCase
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.portfolio import Portfolio
 from orchestration.records import open_decision, trajectory_ids
@@ -55,6 +61,7 @@ WALL_SYMBOLS = ("AAPL", "AMZN", "GOOG", "CSCO", "MSFT", "PFE", "T", "WMT")
 WALL_PERIOD = (date(2014, 10, 1), date(2014, 11, 28))
 WALL_DECISIONS = 100
 DECLARED_PERIOD = (date(2014, 3, 3), date(2015, 2, 27))
+HOSTED_DECISIONS = 20
 HORIZON = 5
 ONE_WAY_COST = 8e-4
 SEED = 42
@@ -96,6 +103,91 @@ def behind_a_server() -> dict[str, Any]:
         }
     print(f"    aim: {AIM_SAVED:.0%} less than sequential and fewer calls than parallel")
     return {"behind_a_server": figures}
+
+
+def one_hosted_decision() -> dict[str, Any]:
+    """A decision with four agents and three judges behind servers of 200 ms: wall, calls, bytes, and CPU beyond the calls'."""
+    if str(_TESTS) not in sys.path:
+        sys.path.insert(0, str(_TESTS))
+    from hosted_questions import request
+
+    with tempfile.TemporaryDirectory(prefix="bench-workflow-") as folder, fake_servers() as urls:
+        keys = {f"{name}_api_key": "test-key" for name in VENDORS}
+        addresses = {f"{name}_base_url": url for name, url in urls.items()}
+        config = OrchestratorConfig(
+            agents="rules", data_dir=folder, llm={"cache": "off"}, budget={"usd_per_day": 1e6}, **keys, **addresses
+        )
+        models = ChatModels(config, replay=False)
+        judges = {name: models.model(name, f"{name}-fixed") for name in VENDORS}
+        counted = _Counted(models.model("openai", "openai-fixed"))
+        agents = build_agents(config)
+        for name in LATENCY_S:
+            agents[name].set_policy(hosted_policy(agents[name].agent_type, counted, agents[name].policy))
+        coordinator = Coordinator(config, agents=agents, timer=time.perf_counter)
+        panel = MultiJudgeConsensus(
+            [], judges=[LLMJudge.for_panel(name, _Counted.over(counted, m)) for name, m in judges.items()]
+        )
+        walls, cpu = [], []
+        for number in range(HOSTED_DECISIONS + 2):
+            asked = request("news", symbol=f"S{number}", seed=number)
+            sound = tuple(item for item in asked.snapshot.news if "IGNORE" not in item.text)
+            snapshot = narrowed(asked.snapshot, "sound news", news=sound)
+            case = OpenCase(f"d{number}", snapshot, lambda snapshot=snapshot: snapshot, asked.regime)
+            started, started_cpu = time.perf_counter(), time.process_time()
+            (analysis,) = coordinator._decide([case], Portfolio(cash=1e5))
+            result = panel.evaluate("strategist", analysis.decision.strategist, "strategist_rubric")
+            walls.append(time.perf_counter() - started)
+            cpu.append(1000 * (time.process_time() - started_cpu))
+            assert len(result.individual_scores) == len(VENDORS), (result.status, result.excluded, result.flags)
+        calls = len(counted.asked) / (HOSTED_DECISIONS + 2)
+        sent = counted.asked[-round(calls) :]
+        started_cpu = time.process_time()
+        for _ in range(HOSTED_DECISIONS):
+            for future in [model.submit(messages, schema) for model, messages, schema in sent]:
+                future.result()
+        floor = 1000 * (time.process_time() - started_cpu) / HOSTED_DECISIONS
+        coordinator.close()
+        panel.close()
+        models.close()
+    size = sum(len(m.content.encode()) for _, messages, _ in sent for m in messages)
+    wall, own = Spread.of(walls[2:]), Spread.of([value - floor for value in cpu[2:]])
+    print(
+        f"  one hosted decision      wall {wall.text(3)} s (aim 0.7), {calls:.1f} calls (aim 8), {size / 1000:.1f} KB of prompt "
+        f"(aim 70), own CPU {own.text(1)} ms beyond {floor:.1f} of the calls (aim {AIM_OWN_CPU_MS:g}; n {HOSTED_DECISIONS})"
+    )
+    return {
+        "hosted": {
+            "wall_s": wall.median,
+            "calls": calls,
+            "prompt_bytes": size,
+            "own_cpu_ms": own.median,
+            "calls_cpu_ms": floor,
+        }
+    }
+
+
+class _Counted:
+    """A chat model that remembers what it was asked."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self._model, self.name = model, model.name
+        self.asked: list[tuple[ChatModel, Any, Any]] = []
+
+    @classmethod
+    def over(cls, other: _Counted, model: ChatModel) -> _Counted:
+        """Return one that writes into another's memory."""
+        made = cls(model)
+        made.asked = other.asked
+        return made
+
+    def submit(self, messages: Any, schema: Any, **options: Any) -> Any:
+        """Ask."""
+        self.asked.append((self._model, messages, schema))
+        return self._model.submit(messages, schema, **options)
+
+    def complete(self, messages: Any, schema: Any, **options: Any) -> Any:
+        """Ask and wait."""
+        return self.submit(messages, schema, **options).result()
 
 
 def declared() -> dict[str, Any]:

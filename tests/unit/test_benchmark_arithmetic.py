@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +131,12 @@ def test_a_resampled_interval_holds_the_statistic_and_narrows_with_more_values()
     assert narrow[2] - narrow[1] < (wide[2] - wide[1]) / 3
     with pytest.raises(ValueError, match="at least one value"):
         resampled([], lambda v: 0.0, 1)
+
+
+def test_every_section_of_the_benchmarks_can_be_named() -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "benchmarks", "--help"]
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    for name in ("daemon", "judges", "library", "taxonomy", "workflow"):
+        assert name in shown.stdout
