@@ -182,8 +182,13 @@ class WorkflowRun:
         before = self._outputs.get(call.agent)
         if before is not None and answer.abstained and not before.abstained:
             event["kept"] = "the first answer: this one abstains"
+            kept = before
         else:
-            self._outputs[call.agent] = answer
+            kept = answer
+        cost_usd = answer.cost_usd + (before.cost_usd if before is not None else 0.0)
+        if cost_usd != kept.cost_usd:  # both answers were paid for
+            kept = kept.model_copy(update={"cost_usd": cost_usd})
+        self._outputs[call.agent] = kept
         return event
 
     def _look_for_conflicts(self) -> None:

@@ -446,3 +446,15 @@ def test_rewrites_and_failures_are_counted(market: Any) -> None:
     assert counts.seen["workflow_rewrites_total", "add_validator_low_confidence"] == 1
     assert counts.seen["agent_errors_total", "technical", "failed"] == 1
     assert counts.seen["agent_requests_total", "news"] == 1
+
+
+def test_both_answers_of_an_agent_who_is_asked_twice_are_paid_for(market: Any) -> None:
+    class Doubtful(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            return [o.model_copy(update={"cost_usd": 0.25}) for o in super().decide_many(requests)]
+
+    policy = Doubtful("technical", "buy", 0.1)
+    coordinator = with_policies(policy)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert (len(policy.asked), analysis.decision.agents["technical"].cost_usd) == (2, 0.5)
