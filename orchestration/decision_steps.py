@@ -95,8 +95,8 @@ class OpenCase:
     def conclude(self, portfolio: PortfolioState, *, sparing: bool = False) -> None:
         """End the analysts' run and begin the strategist's.
 
-        With `sparing` a strategist who waits on a server is not asked where no analyst takes a side: there is nothing to
-        weigh, and its rules say hold.
+        With `sparing` a strategist who waits on a server is not asked where neither an analyst nor the validator takes a
+        side: there is nothing to weigh, and its rules say hold.
         """
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
@@ -106,10 +106,10 @@ class OpenCase:
             for name in sorted(counted & self.varied.keys()):
                 self._adopt(self.varied[name])
         if sparing:
-            held = opinions(run.outputs)
-            self.spared = not any(direction(output.recommendation) for output in held.values())
+            # the validator may read a side out of signals whose owners hold; an abstention is a hold by its form
+            self.spared = not any(direction(output.recommendation) for output in run.outputs.values())
         if self.spared:
-            self._analysis = [*run.trace, _spared(sorted(held), run.elapsed_ms)]
+            self._analysis = [*run.trace, _spared(sorted(opinions(run.outputs)), run.elapsed_ms)]
         self.run = WorkflowRun(_STRATEGY, ())
 
     def _adopt(self, varied: Variation) -> None:

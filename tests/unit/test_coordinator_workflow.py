@@ -458,3 +458,21 @@ def test_both_answers_of_an_agent_who_is_asked_twice_are_paid_for(market: Any) -
     (analysis,) = decide(market, coordinator, ("AAPL",))
     coordinator.close()
     assert (len(policy.asked), analysis.decision.agents["technical"].cost_usd) == (2, 0.5)
+
+
+def test_a_strategist_is_asked_where_the_validator_reads_a_side_out_of_signals(market: Any) -> None:
+    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental")]
+    for server, value in zip(servers, (0.9, -0.4, 0.0), strict=True):
+        tell = server.decide_many
+
+        def with_signal(requests: Sequence[PolicyRequest], tell: Any = tell, value: float = value) -> list[AgentOutput]:
+            return [o.model_copy(update={"signals": {"flow": value}}) for o in tell(requests)]
+
+        server.decide_many = with_signal  # type: ignore[method-assign]
+    strategist = Server("strategist", "hold", 0.6)
+    coordinator = with_policies(*servers, strategist)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert analysis.decision.validator is not None
+    assert analysis.decision.validator.recommendation == "buy"
+    assert len(strategist.asked) == 1
