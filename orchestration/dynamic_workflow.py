@@ -329,7 +329,7 @@ class DynamicWorkflowManager:
 def _asked(caller: StepCaller, agent: str, questions: Sequence[Any]) -> list[Answer]:
     """Return one answer a question; where the agent fails, its fault for each."""
     try:
-        answers = list(caller.ask(agent, questions))
+        answers: list[object] = list(caller.ask(agent, questions))
         if len(answers) != len(questions):
             raise ValueError(f"{len(answers)} answers to {len(questions)} questions")
     except Exception as error:  # models and vendor SDKs raise anything; the run goes on without this agent
@@ -337,7 +337,13 @@ def _asked(caller: StepCaller, agent: str, questions: Sequence[Any]) -> list[Ans
         if len(questions) == 1:
             logger.warning("%s failed: %s: %s", agent, type(error).__name__, error)
         return [error] * len(questions)
-    return list(answers)
+    return [_output_or_fault(answer) for answer in answers]
+
+
+def _output_or_fault(answer: object) -> Answer:
+    if isinstance(answer, AgentOutput):
+        return answer
+    return TypeError(f"the answer is a {type(answer).__name__}, not an AgentOutput")
 
 
 def _stop_on(error: Exception) -> None:

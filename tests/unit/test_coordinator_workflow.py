@@ -476,3 +476,24 @@ def test_a_strategist_is_asked_where_the_validator_reads_a_side_out_of_signals(m
     assert analysis.decision.validator is not None
     assert analysis.decision.validator.recommendation == "buy"
     assert len(strategist.asked) == 1
+
+
+@pytest.mark.parametrize("agent", ["technical", "strategist"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_answer_that_is_none_costs_no_other_symbol(market: Any, agent: AgentType, waits: bool) -> None:
+    class Odd(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[Any]:
+            return [None if request.snapshot.symbol == "AAPL" else "buy it" for request in requests]
+
+    coordinator = with_policies(Server("news", "buy", 0.9), Odd(agent, "buy", 0.5, waits=waits))
+    analyses = decide(market, coordinator, ("AAPL", "MSFT"))
+    coordinator.close()
+    assert [set(a.failures) for a in analyses] == [{agent}] * 2
+
+
+def test_a_strategist_that_answers_as_another_agent_abstains(market: Any) -> None:
+    coordinator = with_policies(Server("news", "buy", 0.9), news_server("strategist", "buy", 0.6))
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert analysis.decision.strategist.abstained
+    assert analysis.decision.strategist.abstain_reason == "the strategist failed: it answered with a NewsOutput"
