@@ -215,7 +215,10 @@ class DecisionSteps:
             agent = self._agents.get(name)
             if agent is None or not agent.waits:
                 return {}
-            said = agent.by_rules(PolicyRequest(self._cases[index].snapshot, self._cases[index].regime))
+            try:
+                said = agent.by_rules(PolicyRequest(self._cases[index].snapshot, self._cases[index].regime))
+            except Exception:  # rules that break do so again when the agent is asked, and fail it alone
+                return {}
             if said is None:
                 return {}
             found[name] = said

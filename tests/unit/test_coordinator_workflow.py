@@ -478,6 +478,22 @@ def test_a_strategist_is_asked_where_the_validator_reads_a_side_out_of_signals(m
     assert len(strategist.asked) == 1
 
 
+def test_rules_that_break_before_a_server_is_asked_cost_no_other_symbol(
+    market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: Any, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        if any(request.snapshot.symbol == "AAPL" for request in requests):
+            raise ZeroDivisionError("odd figures")
+        return [OUTPUT_MODELS["news"](symbol="MSFT", as_of=AT, recommendation="buy", confidence=0.6)]
+
+    monkeypatch.setattr(RulesNews, "decide_many", breaks)
+    servers = [news_server(name, "buy", 0.6) for name in ("news", "technical", "fundamental")]
+    coordinator = with_policies(*servers)
+    analyses = decide(market, coordinator, ("AAPL", "MSFT"))
+    coordinator.close()
+    assert [set(a.decision.agents) for a in analyses] == [{"news", "technical", "fundamental"}] * 2
+
+
 @pytest.mark.parametrize("agent", ["technical", "strategist"])
 @pytest.mark.parametrize("waits", [True, False])
 def test_an_answer_that_is_none_costs_no_other_symbol(market: Any, agent: AgentType, waits: bool) -> None:
