@@ -513,3 +513,25 @@ def test_a_strategist_that_answers_as_another_agent_abstains(market: Any) -> Non
     coordinator.close()
     assert analysis.decision.strategist.abstained
     assert analysis.decision.strategist.abstain_reason == "the strategist failed: it answered with a NewsOutput"
+
+
+def test_a_strategist_that_is_late_is_answered_for_by_rules_that_know_the_analysts(market: Any) -> None:
+    store, _ = market
+    snapshot = store.as_of(AT).snapshot("AAPL", date(2012, 6, 4))
+    release = threading.Event()
+
+    class Hanging(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            release.wait()
+            return []
+
+    agents = build_agents(CONFIG)
+    agents["strategist"].set_policy(Hanging("strategist", "hold", 0.6))
+    manager = DynamicWorkflowManager({"mode": "sequential"}, timer=None)
+    outputs, _ = manager.execute_workflow(
+        ("technical", "strategist"), {"snapshot": snapshot, "timeout_s": 0.2}, agents
+    )
+    release.set()
+    manager.close()
+    assert outputs["strategist"].policy == "rules"
+    assert "technical" in outputs["strategist"].signals
