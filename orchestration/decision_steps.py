@@ -124,11 +124,14 @@ class OpenCase:
             self.snapshot = narrowed(self.snapshot, varied.what, **fields)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Question:
+    """A call; once it is `late`, others have answered, and what still comes of it is not kept."""
+
     case: OpenCase
     asked: Variation
     again: bool
+    late: bool = False
 
 
 class DecisionSteps:
@@ -204,7 +207,7 @@ class DecisionSteps:
             fresh = self._asked(agent, known, [questions[index] for index in open_])
             for index, answer in zip(open_, fresh, strict=True):
                 answers[index] = answer
-                if journal is not None:
+                if journal is not None and not questions[index].late:
                     journal.add(keys[index], questions[index].case.decision_id, answer)
         return [answer for answer in answers if answer is not None]
 
@@ -234,6 +237,7 @@ class DecisionSteps:
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
+        question.late = True
         reason = f"no answer within {self.deadline_s(agent):g} s"
         return self._agents[agent].fall_back(question.asked.request, reason, "timeout")
 

@@ -535,3 +535,27 @@ def test_a_strategist_that_is_late_is_answered_for_by_rules_that_know_the_analys
     manager.close()
     assert outputs["strategist"].policy == "rules"
     assert "technical" in outputs["strategist"].signals
+
+
+def test_an_answer_that_comes_after_its_decision_does_not_stay_in_the_journal(market: Any, tmp_path: Path) -> None:
+    config = OrchestratorConfig(
+        streaming_symbols=SYMBOLS,
+        replay_start="2012-06-04",
+        replay_end="2012-06-06",
+        agent_settings={"news": {"timeout_s": 0.1}},
+    )
+    release = threading.Event()
+
+    class Late(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            release.wait()
+            return super().decide_many(requests)
+
+    path = tmp_path / "steps.jsonl"
+    coordinator = with_policies(Late("news", "buy", 0.6), config=config, journal=StepJournal(path))
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    assert analysis.decision.agents["news"].policy == "rules"
+    coordinator.forget([analysis.decision.decision_id])
+    release.set()
+    coordinator.close()
+    assert path.read_bytes() == b""
