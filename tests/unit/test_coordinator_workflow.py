@@ -528,9 +528,7 @@ def test_a_strategist_that_is_late_is_answered_for_by_rules_that_know_the_analys
     agents = build_agents(CONFIG)
     agents["strategist"].set_policy(Hanging("strategist", "hold", 0.6))
     manager = DynamicWorkflowManager({"mode": "sequential"}, timer=None)
-    outputs, _ = manager.execute_workflow(
-        ("technical", "strategist"), {"snapshot": snapshot, "timeout_s": 0.2}, agents
-    )
+    outputs, _ = manager.execute_workflow(("technical", "strategist"), {"snapshot": snapshot, "timeout_s": 0.2}, agents)
     release.set()
     manager.close()
     assert outputs["strategist"].policy == "rules"
@@ -559,3 +557,12 @@ def test_an_answer_that_comes_after_its_decision_does_not_stay_in_the_journal(ma
     release.set()
     coordinator.close()
     assert path.read_bytes() == b""
+
+
+def test_before_there_is_any_data_every_agent_abstains(market: Any) -> None:
+    store, feed = market
+    coordinator = Coordinator(CONFIG)
+    coordinator.attach(store, feed.calendar, feed.symbols, Portfolio(cash=1e5))
+    documented = coordinator.analyze_symbol("AAPL", as_of=datetime(1990, 1, 3, 22, tzinfo=UTC))
+    assert (documented["abstained"], documented["recommendation"]) == (True, "hold")
+    assert all(output["abstained"] for output in documented["agent_outputs"].values())
