@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from orchestration.rewrite_actions import WorkflowAction
 from orchestration.rewrite_rules import RewriteRule, default_rules, start_unsparable
 from orchestration.workflow_graph import WorkflowGraph
 from orchestration.workflow_run import StepCall, WorkflowRun
-from orchestration.workflow_state import WorkflowState
+from orchestration.workflow_state import WorkflowState, replay_trace
 from utils.errors import ConfigError
 from utils.schema import AgentOutput
 from utils.setting_sections import WorkflowSettings
@@ -275,3 +276,17 @@ def test_nobody_is_started_early_who_may_yet_be_spared(agreement: float, news: l
     run.record(technical, opinion("buy", 0.93), 5.0)
     assert "fundamental" in run.state.skipped_agents
     assert spared_by in [rewrite.rule for rewrite in run.rewrites]
+
+
+def test_the_figures_of_a_rule_are_those_that_a_stored_trace_gives_back() -> None:
+    figures: dict[str, Any] = {"camps": ("news", "technical"), "seen": []}
+
+    def split(seen: WorkflowState) -> dict[str, Any]:
+        figures["seen"].append(len(seen.executed_agents))
+        return figures
+
+    rule = RewriteRule("split", split, WorkflowAction.SKIP_AGENT, ("fundamental",))
+    run = WorkflowRun(WorkflowGraph.routed(JUNIORS), [rule])
+    finish(run, {"news": [opinion("buy", 0.6)], "technical": [opinion("sell", 0.6)]})
+    assert run.rewrites[0].why == {"camps": ["news", "technical"], "seen": [1]}
+    assert replay_trace(json.loads(json.dumps(run.trace)), run.outputs) == run.state
