@@ -6,10 +6,11 @@ resolver asks `preferred` before it chooses. Only what matured before the decisi
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from agents.conflicts.detection import Conflict
@@ -118,7 +119,7 @@ class ConflictAnalyzer:
         self._learned = 0
         self._unresolved = 0
         self._cases: defaultdict[Context, list[PastConflict]] = defaultdict(list)
-        self._known: dict[tuple[Context, str, int], Strategy | None] = {}
+        self._known: defaultdict[Context, dict[tuple[str, int], Strategy | None]] = defaultdict(dict)
 
     def add_conflict(
         self,
@@ -142,29 +143,32 @@ class ConflictAnalyzer:
     def restore(self, cases: Iterable[PastConflict]) -> None:
         """Know these cases and no others, as after a restart."""
         self._cases.clear()
+        self._known.clear()
         self.learn(cases)
 
     def learn(self, cases: Iterable[PastConflict]) -> None:
         """Take in conflicts whose outcome is known, each once, in any order."""
+        touched = set()
         for case in cases:
-            self._cases[case.conflict_type, case.regime].append(case)
-        for known in self._cases.values():
-            known.sort(key=lambda case: case.matured_at)
-        self._known.clear()
+            context = (case.conflict_type, case.regime)
+            self._cases[context].append(case)
+            touched.add(context)
+        for context in touched:
+            self._cases[context].sort(key=_matured_at)
+            self._known.pop(context, None)
 
     def preferred(self, conflict_type: str, regime: str, as_of: datetime | None, default: Strategy) -> Strategy | None:
         """Return the strategy to use in place of `default`, None to keep it; see `StrategyPreference`."""
         context = (conflict_type, regime)
         cases = self._cases.get(context, [])
-        if as_of is not None:
-            cases = [case for case in cases if case.matured_at < ensure_utc(as_of)]
-        cases = [case for case in cases if set(STRATEGIES) <= set(case.right)]
-        if len(cases) < LEAST_CASES:
+        count = len(cases) if as_of is None else bisect_left(cases, ensure_utc(as_of), key=_matured_at)
+        if count < LEAST_CASES:
             return None
-        key = (context, default, len(cases))
-        if key not in self._known:
-            self._known[key] = _better(cases, default)
-        return self._known[key]
+        known = self._known[context]
+        if (default, count) not in known:
+            complete = [case for case in cases[:count] if set(STRATEGIES) <= set(case.right)]
+            known[default, count] = _better(complete, default) if len(complete) >= LEAST_CASES else None
+        return known[default, count]
 
     def get_statistics(self) -> dict[str, Any]:
         """Return counts of conflicts by type, strategy and regime, and how often each strategy was right by context."""
@@ -188,17 +192,24 @@ class ConflictAnalyzer:
         }
 
 
+def _matured_at(case: PastConflict) -> datetime:
+    return case.matured_at
+
+
 def _better(cases: Sequence[PastConflict], default: Strategy) -> Strategy | None:
     """Return the strategy whose advantage over the default is most certain, None if none is certain."""
     best: tuple[float, Strategy] | None = None
+    days: defaultdict[date, list[PastConflict]] = defaultdict(list)
+    for case in cases:
+        days[case.as_of.date()].append(case)
     for strategy in STRATEGIES:
         if strategy == default:
             continue
-        days: defaultdict[Any, list[int]] = defaultdict(list)
-        for case in cases:
-            days[case.as_of.date()].append(case.right[strategy] - case.right[default])
-        daily = [sum(values) / len(values) for _, values in sorted(days.items())]
-        if len(daily) < 3 * BLOCK_DAYS or not any(daily):
+        daily = [
+            sum(case.right[strategy] - case.right[default] for case in same) / len(same)
+            for _, same in sorted(days.items())
+        ]
+        if len(daily) < 3 * BLOCK_DAYS or sum(daily) <= 0:  # no bound of what is no advantage lies above 0
             continue
         low = lower_bound(daily, BLOCK_DAYS, LEVEL).low
         if low > 0 and (best is None or low > best[0]):

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agents.base_agent import Agent, abstain, narrowed
+from agents.base_agent import Agent, narrowed
 from agents.factory import build_agents, hosted_provider
 from agents.policies.base import Policy
 from agents.supervisor.router import FixedRouter
@@ -362,11 +362,11 @@ class Coordinator:
     def _decision(self, case: OpenCase) -> Decision:
         snapshot = case.snapshot
         verdict = case.run.outputs.get("strategist")
-        if verdict is None:
-            reason = case.failures.get("strategist", "it was not asked")
-            verdict = abstain("strategist", snapshot.symbol, snapshot.as_of, f"the strategist failed: {reason}")
         if not isinstance(verdict, StrategistOutput):
-            raise TypeError(f"the strategist answered with a {type(verdict).__name__}")
+            reason = case.failures.get("strategist", "it was not asked")
+            if verdict is not None:
+                reason = f"it answered with a {type(verdict).__name__}"
+            verdict = _abstaining(snapshot, f"the strategist failed: {reason}")
         opinions = dict(case.opinions)
         validator = opinions.pop(VALIDATOR, None)
         if isinstance(validator, ValidatorOutput):
@@ -413,9 +413,23 @@ def _as_config(config: OrchestratorConfig | Mapping[str, Any] | str | Path | Non
     return OrchestratorConfig(**({} if config is None else {"config_path": config}))
 
 
+def _abstaining(snapshot: MarketSnapshot, reason: str) -> StrategistOutput:
+    return StrategistOutput(
+        symbol=snapshot.symbol,
+        as_of=snapshot.as_of,
+        recommendation="hold",
+        confidence=0.0,
+        abstained=True,
+        abstain_reason=reason,
+        policy="rules",
+    )
+
+
 def _session_of(calendar: ExchangeCalendar, at: datetime) -> date:
-    """Return the last session that had closed at an instant."""
+    """Return the last session that had closed at an instant; before the first that is known, the day itself."""
     day = at.date()
+    if day <= calendar.first:
+        return day
     if calendar.is_session(day) and calendar.close_time(day) <= at:
         return day
     return calendar.previous(day)

@@ -95,8 +95,8 @@ class OpenCase:
     def conclude(self, portfolio: PortfolioState, *, sparing: bool = False) -> None:
         """End the analysts' run and begin the strategist's.
 
-        With `sparing` a strategist who waits on a server is not asked where no analyst takes a side: there is nothing to
-        weigh, and its rules say hold.
+        With `sparing` a strategist who waits on a server is not asked where neither an analyst nor the validator takes a
+        side: there is nothing to weigh, and its rules say hold.
         """
         run = self.run
         self.opinions, self.portfolio = run.outputs, portfolio
@@ -106,10 +106,10 @@ class OpenCase:
             for name in sorted(counted & self.varied.keys()):
                 self._adopt(self.varied[name])
         if sparing:
-            held = opinions(run.outputs)
-            self.spared = not any(direction(output.recommendation) for output in held.values())
+            # the validator may read a side out of signals whose owners hold; an abstention is a hold by its form
+            self.spared = not any(direction(output.recommendation) for output in run.outputs.values())
         if self.spared:
-            self._analysis = [*run.trace, _spared(sorted(held), run.elapsed_ms)]
+            self._analysis = [*run.trace, _spared(sorted(opinions(run.outputs)), run.elapsed_ms)]
         self.run = WorkflowRun(_STRATEGY, ())
 
     def _adopt(self, varied: Variation) -> None:
@@ -124,11 +124,14 @@ class OpenCase:
             self.snapshot = narrowed(self.snapshot, varied.what, **fields)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Question:
+    """A call; once it is `late`, others have answered, and what still comes of it is not kept."""
+
     case: OpenCase
     asked: Variation
     again: bool
+    late: bool = False
 
 
 class DecisionSteps:
@@ -204,7 +207,7 @@ class DecisionSteps:
             fresh = self._asked(agent, known, [questions[index] for index in open_])
             for index, answer in zip(open_, fresh, strict=True):
                 answers[index] = answer
-                if journal is not None:
+                if journal is not None and not questions[index].late:
                     journal.add(keys[index], questions[index].case.decision_id, answer)
         return [answer for answer in answers if answer is not None]
 
@@ -215,7 +218,10 @@ class DecisionSteps:
             agent = self._agents.get(name)
             if agent is None or not agent.waits:
                 return {}
-            said = agent.by_rules(PolicyRequest(self._cases[index].snapshot, self._cases[index].regime))
+            try:
+                said = agent.by_rules(PolicyRequest(self._cases[index].snapshot, self._cases[index].regime))
+            except Exception:  # rules that break do so again when the agent is asked, and fail it alone
+                return {}
             if said is None:
                 return {}
             found[name] = said
@@ -231,6 +237,7 @@ class DecisionSteps:
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
+        question.late = True
         reason = f"no answer within {self.deadline_s(agent):g} s"
         return self._agents[agent].fall_back(question.asked.request, reason, "timeout")
 

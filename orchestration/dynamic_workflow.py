@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -21,6 +23,7 @@ from orchestration.workflow_graph import WorkflowGraph
 from orchestration.workflow_run import StepCall, WorkflowRun
 from orchestration.workflow_state import WorkflowState
 from utils.errors import ConfigError, LibraryUnavailable, LookAheadError
+from utils.llm.worker_pool import WorkerPool
 from utils.logs import logger
 from utils.schema import AgentOutput
 from utils.setting_sections import WorkflowSettings, explained
@@ -128,7 +131,7 @@ class DynamicWorkflowManager:
         self._telemetry = telemetry
         self._rules = list(default_rules(self.settings))
         self._arrange()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: WorkerPool | None = None
         self._lock = threading.Lock()
 
     @property
@@ -227,7 +230,7 @@ class DynamicWorkflowManager:
                     count += 1
                     run.start(call)
                     if caller.waits(call.agent):
-                        flying[self._executor().submit(self._fly, caller, asked)] = asked
+                        flying[self._workers().submit(partial(self._fly, caller, asked))] = asked
                     else:
                         batches.setdefault(call.agent, []).append(asked)
             answers = [item for agent, batch in batches.items() for item in self._batch(caller, agent, batch)]
@@ -246,19 +249,21 @@ class DynamicWorkflowManager:
                 self._telemetry.count("workflow_rewrites_total", rule=rewrite.rule)
 
     def close(self) -> None:
-        """Stop taking calls; those in flight end by their own deadlines, and their answers are dropped."""
+        """Let the threads end; a call that hangs is left behind, and keeps neither this nor the process from ending."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
 
     def _now(self) -> float:
         return (self._timer or time.perf_counter)()
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _workers(self) -> WorkerPool:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="workflow")
+                self._pool = WorkerPool(self._max_workers, "workflow")
+                # whoever forgets to close leaves no idle threads behind
+                weakref.finalize(self, self._pool.close).atexit = False
             return self._pool
 
     def _latency_ms(self, answer: Answer, measured_s: float) -> float:
@@ -299,7 +304,7 @@ class DynamicWorkflowManager:
                     answer: Answer = future.result()
                     note, ended = "", asked.ended or now
                 elif self._left_s(caller, asked, now) <= 0:
-                    future.cancel()
+                    self._workers().abandon(future)
                     answer, note, ended = self._given_up(caller, asked)
                 else:
                     continue
@@ -324,7 +329,7 @@ class DynamicWorkflowManager:
 def _asked(caller: StepCaller, agent: str, questions: Sequence[Any]) -> list[Answer]:
     """Return one answer a question; where the agent fails, its fault for each."""
     try:
-        answers = list(caller.ask(agent, questions))
+        answers: list[object] = list(caller.ask(agent, questions))
         if len(answers) != len(questions):
             raise ValueError(f"{len(answers)} answers to {len(questions)} questions")
     except Exception as error:  # models and vendor SDKs raise anything; the run goes on without this agent
@@ -332,7 +337,13 @@ def _asked(caller: StepCaller, agent: str, questions: Sequence[Any]) -> list[Ans
         if len(questions) == 1:
             logger.warning("%s failed: %s: %s", agent, type(error).__name__, error)
         return [error] * len(questions)
-    return list(answers)
+    return [_output_or_fault(answer) for answer in answers]
+
+
+def _output_or_fault(answer: object) -> Answer:
+    if isinstance(answer, AgentOutput):
+        return answer
+    return TypeError(f"the answer is a {type(answer).__name__}, not an AgentOutput")
 
 
 def _stop_on(error: Exception) -> None:

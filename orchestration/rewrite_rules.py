@@ -115,19 +115,26 @@ def start_unsparable(settings: WorkflowSettings) -> RewriteRule:
     """Return the rule that lets a waiting agent start as soon as nothing can spare it any more.
 
     The documented rules spare an agent only where those before it take one side, each of them surer than
-    `agreement_confidence`. One that fails, abstains, holds or is less sure rules that out, and what still waits for the rest
-    would wait for nothing. It changes when an agent is asked, never whether. Worth its place where answers take time.
+    `agreement_confidence` or than 0.9. One that fails, abstains, holds or is less sure rules that out, unless it is being asked
+    once more; what still waits for the rest would then wait for nothing. It changes when an agent is asked, never whether.
+    Worth its place where answers take time.
     """
+    least = min(settings.agreement_confidence, EXTREME_CONFIDENCE)
 
     def ruled_out(state: WorkflowState) -> Mapping[str, Any]:
         if not _analysts(state):
             return {}
+        # the answer of a retry may still be one that spares others
+        open_ = {*state.pending_agents, *state.running_agents}
         for name in state.failed_agents:
-            return {name: "failed"}
+            if name not in open_:
+                return {name: "failed"}
         for name, output in state.agent_outputs.items():
+            if name in open_:
+                continue
             if output.abstained or not direction(output.recommendation):
                 return {name: "abstained" if output.abstained else "hold"}
-            if output.confidence <= settings.agreement_confidence:
+            if output.confidence <= least:
                 return {name: output.confidence}
         return {}
 

@@ -6,7 +6,7 @@ Used by `DynamicWorkflowManager.execute_workflow`; the coordinator has a caller 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.base_agent import Agent, Variation
@@ -21,7 +21,13 @@ from utils.schema import AgentOutput, MarketSnapshot, parse_output
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_LOOKBACK_DAYS = 7
 
-Question = Callable[[], AgentOutput]
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call that can be made, and what an `Agent` is asked by it, so that its rules can be asked the same."""
+
+    answer: Callable[[], AgentOutput]
+    asked: Callable[[], Variation] | None = None
 
 
 class SingleCaller:
@@ -81,23 +87,26 @@ class SingleCaller:
         agent, outputs = self._agents.get(call.agent), dict(self.run.outputs)
         if isinstance(agent, ValidatorAgent):
             state = self._context.get("snapshot", self._context)
-            return lambda: agent.analyze(outputs, state)
+            return Question(lambda: agent.analyze(outputs, state))
         if isinstance(agent, Agent):
-            return lambda: self._decided(agent, call.attempt, outputs)
+            return Question(
+                lambda: agent.decide_variation(self._asked(agent, call.attempt, outputs)),
+                lambda: self._asked(agent, call.attempt, outputs),
+            )
         told = {**self._context, "agent_outputs": outputs}
         if call.attempt > 1:
             told |= {"retry": call.attempt - 1, "lookback_days": self._doubled()}
-        return lambda: _output(call.agent, agent, told)
+        return Question(lambda: _output(call.agent, agent, told))
 
     def ask(self, agent: str, questions: Sequence[Question]) -> list[AgentOutput]:
         """Return what the calls return."""
-        return [question() for question in questions]
+        return [question.answer() for question in questions]
 
     def late(self, agent: str, question: Question) -> AgentOutput:
-        """Let an agent's rules answer; a callable has none."""
+        """Let an agent's rules answer the same question; a callable has none."""
         known = self._agents.get(agent)
-        if isinstance(known, Agent):
-            return known.fall_back(self._request(known), "its time is up", "timeout")
+        if isinstance(known, Agent) and question.asked is not None:
+            return known.fall_back(question.asked().request, "its time is up", "timeout")
         raise ProviderError(f"{agent}: its time is up", kind="timeout")
 
     def _doubled(self) -> int:
@@ -109,10 +118,10 @@ class SingleCaller:
             raise DataUnavailable("context: an Agent needs a MarketSnapshot under 'snapshot'")
         return agent.request(snapshot)
 
-    def _decided(self, agent: Agent, attempt: int, outputs: Mapping[str, AgentOutput]) -> AgentOutput:
+    def _asked(self, agent: Agent, attempt: int, outputs: Mapping[str, AgentOutput]) -> Variation:
         asked = self._varied(agent) if attempt > 1 else None
         asked = asked or Variation(self._request(agent), "as usual")
-        return agent.decide_variation(replace(asked, request=replace(asked.request, agent_outputs=outputs)))
+        return replace(asked, request=replace(asked.request, agent_outputs=outputs))
 
     def _varied(self, agent: Agent) -> Variation | None:
         request = self._request(agent)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def step_key(snapshot_hash: str, agent: str, policy: str, prompt_hash: str, inpu
 
 
 class StepJournal:
-    """A file of finished answers, one checksummed JSON line each, flushed as they come.
+    """A file of finished answers, one checksummed JSON line each, written as they come.
 
     Lines that are damaged, as the last one after a kill may be, are dropped when it is opened. A killed process loses
-    nothing that was flushed; a machine that loses power may lose the last answers, which are then asked for again.
+    nothing that was written; a machine that loses power may lose the last answers, which are then asked for again.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ class StepJournal:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._forgotten = 0
+        self._torn = False
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         damaged = self._load(lines)
@@ -71,7 +73,7 @@ class StepJournal:
             logger.warning("%s: %d damaged lines are dropped; their questions are asked again", path, damaged)
         if damaged or lines[-1]:
             self._rewrite()  # what comes next must begin a line of its own
-        self._file = path.open("ab")
+        self._file = self._opened()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -83,14 +85,16 @@ class StepJournal:
         return entry.output if entry else None
 
     def add(self, key: str, decision_id: str, output: AgentOutput) -> None:
-        """Note a finished answer; it is on its way to the disk when this returns."""
+        """Note a finished answer; it is on its way to the disk when this returns.
+
+        If the disk refuses it, the answer still counts, and would be asked for again after a crash; a warning says so.
+        """
         entry = _Entry(decision_id, output)
         with self._lock:
             if key in self._entries:
                 return
             self._entries[key] = entry
-            self._file.write(_line(key, entry))
-            self._file.flush()
+            self._append(_line(key, entry))
 
     def forget(self, decision_ids: Iterable[str]) -> None:
         """Drop the answers of decisions that are durable; unknown ones are no fault."""
@@ -101,13 +105,29 @@ class StepJournal:
             self._entries = left
             if self._forgotten and (not left or self._forgotten >= COMPACT_AFTER):
                 self._file.close()
-                self._rewrite()
-                self._file = self._path.open("ab")
+                try:
+                    self._rewrite()
+                except OSError as error:
+                    logger.warning("%s cannot be rewritten and grows meanwhile: %s", self._path, error)
+                self._file = self._opened()
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._file.close()
+
+    def _opened(self) -> FileIO:
+        return self._path.open("ab", buffering=0)
+
+    def _append(self, line: bytes) -> None:
+        whole = b"\n" + line if self._torn else line  # what a full disk cut off must not spoil the next line
+        try:
+            self._torn = self._file.write(whole) < len(whole)
+            fault = "a line was cut off" if self._torn else ""
+        except OSError as error:
+            self._torn, fault = True, str(error)
+        if fault:
+            logger.warning("%s: %s; after a crash the question would be asked again", self._path, fault)
 
     def _load(self, lines: Iterable[bytes]) -> int:
         """Take in the lines; returns how many of them are damaged."""
@@ -134,7 +154,7 @@ class StepJournal:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
-        self._forgotten = 0
+        self._forgotten, self._torn = 0, False
 
 
 def _line(key: str, entry: _Entry) -> bytes:

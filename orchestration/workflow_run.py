@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from agents.conflicts.detection import ConflictDetector
 from orchestration.rewrite_actions import WorkflowAction
 from orchestration.rewrite_rules import RewriteRule
@@ -182,8 +184,13 @@ class WorkflowRun:
         before = self._outputs.get(call.agent)
         if before is not None and answer.abstained and not before.abstained:
             event["kept"] = "the first answer: this one abstains"
+            kept = before
         else:
-            self._outputs[call.agent] = answer
+            kept = answer
+        cost_usd = answer.cost_usd + (before.cost_usd if before is not None else 0.0)
+        if cost_usd != kept.cost_usd:  # both answers were paid for
+            kept = kept.model_copy(update={"cost_usd": cost_usd})
+        self._outputs[call.agent] = kept
         return event
 
     def _look_for_conflicts(self) -> None:
@@ -206,9 +213,9 @@ class WorkflowRun:
             why = rule.condition(self.state)
             if not why:
                 return
-            figures = dict(why) if isinstance(why, Mapping) else {}
             targets = rule.targets(self.state)
-            canonical_json([figures, list(targets)])
+            # as the database gives them back, and no longer the rule's own objects
+            figures, _ = orjson.loads(canonical_json([dict(why) if isinstance(why, Mapping) else {}, list(targets)]))
         except Exception as error:  # whoever wrote the rule, it must not cost the decision
             self._broken.add(rule.name)
             logger.warning("rewriting rule %s is ignored: %s: %s", rule.name, type(error).__name__, error)

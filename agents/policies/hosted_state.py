@@ -17,7 +17,15 @@ from agents.policies.state_text import technical_state_text
 from data_pipeline.article_selection import usable_articles
 from data_pipeline.rounding import price_figure
 from utils.clock import isoformat
-from utils.schema import AgentOutput, Evidence, FundamentalOutput, NewsItem, NewsOutput, TechnicalOutput
+from utils.schema import (
+    AgentOutput,
+    Evidence,
+    FundamentalOutput,
+    NewsItem,
+    NewsOutput,
+    TechnicalOutput,
+    ValidatorOutput,
+)
 
 MAX_PROMPT_BYTES = 5900
 """Of a user message; with the system message an agent stays below 8 KB. The budgets of its parts add up to less."""
@@ -246,6 +254,8 @@ def _opinion(output: AgentOutput) -> str:
             f", {output.valuation}, health {written(output.financial_health)}, growth {written(output.growth_quality)}"
         )
         said += "" if output.price_target is None else f", price target {written(output.price_target)} USD"
+    elif isinstance(output, ValidatorOutput):
+        said += f", in place of {', '.join(legible(name, NAME_CHARS) for name in output.replaces) or 'nobody'}"
     return said
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -327,3 +329,32 @@ def test_hundreds_of_live_runs_on_few_threads_all_end() -> None:
     assert all(run.finished for run in caller.runs)
     assert sum(size for agent, size in caller.calls if agent == "news") == 300
     manager.close()
+
+
+def test_agents_that_hang_take_no_thread_from_those_that_answer() -> None:
+    release, ended = threading.Event(), []
+    manager = DynamicWorkflowManager(max_workers=1)
+    agents = quiet(news=lambda context: release.wait())
+
+    def runs() -> None:
+        for _ in range(2):
+            ended.append(manager.execute_workflow(JUNIORS, {**CONTEXT, "timeout_s": 0.2}, agents)[1].executed_agents)
+
+    thread = threading.Thread(target=runs, daemon=True)
+    thread.start()
+    thread.join(30)
+    release.set()
+    assert ended == [("technical", "fundamental")] * 2
+    manager.close()
+
+
+def test_a_process_ends_though_an_agent_hangs() -> None:
+    code = """
+import threading
+from orchestration.dynamic_workflow import DynamicWorkflowManager
+agents = {"news": lambda context: threading.Event().wait()}
+_, state = DynamicWorkflowManager().execute_workflow(["news"], {"timeout_s": 0.1}, agents)
+print(sorted(state.failed_agents))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "['news']\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,8 @@ from opinion_factory import opinion
 
 from agents.policies.rules.validator import RulesValidator
 from agents.validator_agent import ValidatorAgent
+from evaluation.bootstrap import Interval, lower_bound
+from orchestration import conflict_history
 from orchestration.conflict_history import ConflictAnalyzer, PastConflict, RealisedOutcome, came_true, past_conflicts
 from orchestration.conflict_resolution import STRATEGIES, AdvancedConflictResolver, ConflictDetector, ResolutionContext
 from orchestration.rewrite_rules import default_rules
@@ -110,3 +113,24 @@ def test_statistics_count_conflicts_and_say_who_was_right() -> None:
     assert (found["total_conflicts"], found["unresolved"], found["matured"]) == (2, 1, 10)
     assert found["by_strategy"] == {"confidence_weighted": 1}
     assert found["success_rates"][0]["domain_expertise"] == 0.9
+
+
+def test_what_is_learned_elsewhere_makes_nothing_be_reckoned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    reckoned: list[int] = []
+
+    def counted(daily: list[float], block: int, level: float) -> Interval:
+        reckoned.append(len(daily))
+        return lower_bound(daily, block, level)
+
+    monkeypatch.setattr(conflict_history, "lower_bound", counted)
+    analyzer = ConflictAnalyzer()
+    analyzer.learn(cases(60))
+    assert preferred(analyzer) == "domain_expertise"
+    once = len(reckoned)
+    analyzer.learn([])
+    analyzer.learn([replace(case, regime="crash") for case in cases(60)])
+    assert preferred(analyzer) == "domain_expertise"
+    assert len(reckoned) == once
+    analyzer.learn(cases(61)[60:])
+    assert preferred(analyzer) == "domain_expertise"
+    assert reckoned[once:] == [61] * once

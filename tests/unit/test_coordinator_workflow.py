@@ -461,3 +461,123 @@ def test_rewrites_and_failures_are_counted(market: Any) -> None:
     assert counts.seen["workflow_rewrites_total", "add_validator_low_confidence"] == 1
     assert counts.seen["agent_errors_total", "technical", "failed"] == 1
     assert counts.seen["agent_requests_total", "news"] == 1
+
+
+def test_both_answers_of_an_agent_who_is_asked_twice_are_paid_for(market: Any) -> None:
+    class Doubtful(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            return [o.model_copy(update={"cost_usd": 0.25}) for o in super().decide_many(requests)]
+
+    policy = Doubtful("technical", "buy", 0.1)
+    coordinator = with_policies(policy)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert (len(policy.asked), analysis.decision.agents["technical"].cost_usd) == (2, 0.5)
+
+
+def test_a_strategist_is_asked_where_the_validator_reads_a_side_out_of_signals(market: Any) -> None:
+    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental")]
+    for server, value in zip(servers, (0.9, -0.4, 0.0), strict=True):
+        tell = server.decide_many
+
+        def with_signal(requests: Sequence[PolicyRequest], tell: Any = tell, value: float = value) -> list[AgentOutput]:
+            return [o.model_copy(update={"signals": {"flow": value}}) for o in tell(requests)]
+
+        server.decide_many = with_signal  # type: ignore[method-assign]
+    strategist = Server("strategist", "hold", 0.6)
+    coordinator = with_policies(*servers, strategist)
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert analysis.decision.validator is not None
+    assert analysis.decision.validator.recommendation == "buy"
+    assert len(strategist.asked) == 1
+
+
+def test_rules_that_break_before_a_server_is_asked_cost_no_other_symbol(
+    market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: Any, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+        if any(request.snapshot.symbol == "AAPL" for request in requests):
+            raise ZeroDivisionError("odd figures")
+        return [OUTPUT_MODELS["news"](symbol="MSFT", as_of=AT, recommendation="buy", confidence=0.6)]
+
+    monkeypatch.setattr(RulesNews, "decide_many", breaks)
+    servers = [news_server(name, "buy", 0.6) for name in ("news", "technical", "fundamental")]
+    coordinator = with_policies(*servers)
+    analyses = decide(market, coordinator, ("AAPL", "MSFT"))
+    coordinator.close()
+    assert [set(a.decision.agents) for a in analyses] == [{"news", "technical", "fundamental"}] * 2
+
+
+@pytest.mark.parametrize("agent", ["technical", "strategist"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_answer_that_is_none_costs_no_other_symbol(market: Any, agent: AgentType, waits: bool) -> None:
+    class Odd(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[Any]:
+            return [None if request.snapshot.symbol == "AAPL" else "buy it" for request in requests]
+
+    coordinator = with_policies(Server("news", "buy", 0.9), Odd(agent, "buy", 0.5, waits=waits))
+    analyses = decide(market, coordinator, ("AAPL", "MSFT"))
+    coordinator.close()
+    assert [set(a.failures) for a in analyses] == [{agent}] * 2
+
+
+def test_a_strategist_that_answers_as_another_agent_abstains(market: Any) -> None:
+    coordinator = with_policies(Server("news", "buy", 0.9), news_server("strategist", "buy", 0.6))
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    coordinator.close()
+    assert analysis.decision.strategist.abstained
+    assert analysis.decision.strategist.abstain_reason == "the strategist failed: it answered with a NewsOutput"
+
+
+def test_a_strategist_that_is_late_is_answered_for_by_rules_that_know_the_analysts(market: Any) -> None:
+    store, _ = market
+    snapshot = store.as_of(AT).snapshot("AAPL", date(2012, 6, 4))
+    release = threading.Event()
+
+    class Hanging(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            release.wait()
+            return []
+
+    agents = build_agents(CONFIG)
+    agents["strategist"].set_policy(Hanging("strategist", "hold", 0.6))
+    manager = DynamicWorkflowManager({"mode": "sequential"}, timer=None)
+    outputs, _ = manager.execute_workflow(("technical", "strategist"), {"snapshot": snapshot, "timeout_s": 0.2}, agents)
+    release.set()
+    manager.close()
+    assert outputs["strategist"].policy == "rules"
+    assert "technical" in outputs["strategist"].signals
+
+
+def test_an_answer_that_comes_after_its_decision_does_not_stay_in_the_journal(market: Any, tmp_path: Path) -> None:
+    config = OrchestratorConfig(
+        streaming_symbols=SYMBOLS,
+        replay_start="2012-06-04",
+        replay_end="2012-06-06",
+        agent_settings={"news": {"timeout_s": 0.1}},
+    )
+    release = threading.Event()
+
+    class Late(Server):
+        def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
+            release.wait()
+            return super().decide_many(requests)
+
+    path = tmp_path / "steps.jsonl"
+    coordinator = with_policies(Late("news", "buy", 0.6), config=config, journal=StepJournal(path))
+    (analysis,) = decide(market, coordinator, ("AAPL",))
+    assert analysis.decision.agents["news"].policy == "rules"
+    coordinator.forget([analysis.decision.decision_id])
+    release.set()
+    coordinator.close()
+    assert path.read_bytes() == b""
+
+
+def test_before_there_is_any_data_every_agent_abstains(market: Any) -> None:
+    store, feed = market
+    coordinator = Coordinator(CONFIG)
+    coordinator.attach(store, feed.calendar, feed.symbols, Portfolio(cash=1e5))
+    documented = coordinator.analyze_symbol("AAPL", as_of=datetime(1990, 1, 3, 22, tzinfo=UTC))
+    assert (documented["abstained"], documented["recommendation"]) == (True, "hold")
+    assert all(output["abstained"] for output in documented["agent_outputs"].values())

@@ -31,7 +31,7 @@ from agents.senior.strategist_agent import SamplingPolicy, StrategistAgent
 from utils.errors import ConfigError, ProviderError, ProviderFault
 from utils.llm.base import ChatAnswer, ChatMessage
 from utils.logs import logger
-from utils.schema import Evidence, NewsOutput, PortfolioState, StrategistOutput, TechnicalOutput
+from utils.schema import Evidence, NewsOutput, PortfolioState, StrategistOutput, TechnicalOutput, ValidatorOutput
 from utils.schema.agents import AgentType
 
 
@@ -317,6 +317,22 @@ def test_what_other_agents_say_is_strangers_text_to_the_strategist() -> None:
     assert INJECTION not in outside
     assert "- technical: buy, confidence 0.68, uptrend" in outside
     assert "equity 100000 USD, cash 60000 USD, share of equity held in AAPL: 0.02" in outside
+
+
+def test_the_strategist_is_told_whom_a_validator_speaks_for() -> None:
+    asked = request("strategist")
+    view = ValidatorOutput(
+        symbol="AAPL",
+        as_of=asked.snapshot.as_of,
+        recommendation="buy",
+        confidence=0.6,
+        replaces=("news", "technical"),
+    )
+    thinking, model = policy("strategist", sound("strategist"))
+    thinking.decide_many([replace(asked, agent_outputs={**asked.agent_outputs, "validator": view})])
+    _, outside = block_of(model.questions[0])
+    assert "- validator: buy, confidence 0.6, in place of news, technical" in outside
+    assert "is no further vote" in model.asked[0]["messages"][0].content
 
 
 def test_nothing_hidden_survives_in_a_headline() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 from opinion_factory import opinion, silent
 
 from orchestration.rewrite_actions import WorkflowAction
-from orchestration.rewrite_rules import RewriteRule, default_rules
+from orchestration.rewrite_rules import RewriteRule, default_rules, start_unsparable
 from orchestration.workflow_graph import WorkflowGraph
-from orchestration.workflow_run import WorkflowRun
-from orchestration.workflow_state import WorkflowState
+from orchestration.workflow_run import StepCall, WorkflowRun
+from orchestration.workflow_state import WorkflowState, replay_trace
 from utils.errors import ConfigError
 from utils.schema import AgentOutput
 from utils.setting_sections import WorkflowSettings
@@ -249,3 +250,43 @@ def test_a_graph_that_cannot_end_is_refused(needs: dict[str, tuple[str, ...]], w
 def test_an_agent_that_stands_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="twice"):
         WorkflowGraph.routed(("news", "news"))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "news", "spared_by"),
+    [
+        (0.7, [0.2, 0.8], "skip_redundant_high_agreement"),  # doubtful at first, sure when asked once more
+        (0.95, [0.92], "early_termination_extreme_confidence"),
+    ],
+)
+def test_nobody_is_started_early_who_may_yet_be_spared(agreement: float, news: list[float], spared_by: str) -> None:
+    config = WorkflowSettings(agreement_confidence=agreement)
+    rules = sorted((*default_rules(config), start_unsparable(config)), key=lambda rule: -rule.priority)
+    run = WorkflowRun(WorkflowGraph.routed(JUNIORS), rules, variation=lambda name: "more news")
+    technical = run.ready()[1]
+    run.start(run.ready()[0])
+    run.start(technical)
+    for attempt, confidence in enumerate(news, 1):
+        calls = run.ready()
+        assert [call.agent for call in calls] == ["news"] * (attempt - 1)
+        for call in calls:
+            run.start(call)
+        run.record(StepCall("news", attempt, 0.0), opinion("buy", confidence), 1.0)
+        assert "fundamental" not in [call.agent for call in run.ready()]
+    run.record(technical, opinion("buy", 0.93), 5.0)
+    assert "fundamental" in run.state.skipped_agents
+    assert spared_by in [rewrite.rule for rewrite in run.rewrites]
+
+
+def test_the_figures_of_a_rule_are_those_that_a_stored_trace_gives_back() -> None:
+    figures: dict[str, Any] = {"camps": ("news", "technical"), "seen": []}
+
+    def split(seen: WorkflowState) -> dict[str, Any]:
+        figures["seen"].append(len(seen.executed_agents))
+        return figures
+
+    rule = RewriteRule("split", split, WorkflowAction.SKIP_AGENT, ("fundamental",))
+    run = WorkflowRun(WorkflowGraph.routed(JUNIORS), [rule])
+    finish(run, {"news": [opinion("buy", 0.6)], "technical": [opinion("sell", 0.6)]})
+    assert run.rewrites[0].why == {"camps": ["news", "technical"], "seen": [1]}
+    assert replay_trace(json.loads(json.dumps(run.trace)), run.outputs) == run.state

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,31 @@ def test_whatever_an_answer_may_depend_on_is_part_of_its_question() -> None:
     others = [("t", *base[1:]), ("s", "x", *base[2:]), ("s", "news", "q", *base[3:]), (*base[:3], "i", {"a": 1})]
     keys = {step_key(*base), *(step_key(*other) for other in others), step_key("s", "news", "p", "h", {"a": 2})}
     assert len(keys) == 6
+
+
+def test_a_full_disk_costs_no_answer_and_spoils_no_later_line(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from output_factory import news_output
+from orchestration.step_journal import StepJournal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+journal = StepJournal(path)
+journal.add("k1", "d1", news_output())
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+journal.add("k2", "d2", news_output())
+assert journal.find("k2") == news_output()
+journal.add("k3", "d3", news_output())
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+journal.add("k4", "d4", news_output())
+journal.close()
+"""
+    path = tmp_path / "steps.jsonl"
+    here = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": here}, check=True, timeout=60
+    )
+    again = StepJournal(path)
+    assert [again.find(key) is not None for key in ("k1", "k2", "k3", "k4")] == [True, False, False, True]

@@ -1,6 +1,6 @@
 """A few daemon threads for calls that cannot be made on the event loop: a synchronous SDK, a model on this machine.
 
-Adapters own one each. Python's own executor is no substitute: it waits for hung calls when the interpreter ends.
+Adapters own one each, and so does the workflow's manager. Python's own executor is no substitute: it waits for hung calls when the interpreter ends.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._held = 0
+        self._abandoned: set[Future[Any]] = set()
         self._closed = False
 
     @property
@@ -55,12 +56,17 @@ class WorkerPool:
             if self._closed:
                 raise RuntimeError("the pool is closed")
             self._held += 1
-            if self._held > len(self._threads) and len(self._threads) < self._size:
-                thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            self._staff()
             self._jobs.put((future, work))
         return future
+
+    def abandon(self, future: Future[Any]) -> None:
+        """Believe no more in a job of this pool: if it is under way, another thread takes the place of its own until it ends."""
+        with self._lock:
+            if not future.cancel() and not future.done():
+                self._abandoned.add(future)
+                self._size += 1
+                self._staff()
 
     def close(self) -> None:
         """Let the threads end; those that hang in a call are left behind after 2 seconds."""
@@ -71,6 +77,12 @@ class WorkerPool:
                 self._jobs.put(None)
         for thread in threads:
             thread.join(_JOIN_S / len(threads))
+
+    def _staff(self) -> None:
+        if self._held > len(self._threads) and len(self._threads) < self._size:
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -89,4 +101,10 @@ class WorkerPool:
                 future.set_exception(fault)
             elif started:
                 future.set_result(result)
+            with self._lock:
+                if future in self._abandoned:  # its place is taken
+                    self._abandoned.discard(future)
+                    self._size -= 1
+                    self._threads.remove(threading.current_thread())
+                    return
             del job, future, work, result, fault
