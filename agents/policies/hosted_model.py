@@ -119,7 +119,7 @@ class HostedModelPolicy:
         self, requests: Sequence[PolicyRequest], temperature: float | None, *, variant: str = ""
     ) -> list[AgentOutput]:
         facts = self._rules.decide_many(requests)
-        decided = [f.model_copy(update={"policy": self.name}) if f.abstained else f for f in facts]
+        decided = list(facts)  # without data nobody is asked, and the rules say so
         asked: list[tuple[int, Shown, Future[ChatAnswer]]] = []
         faults: list[ProviderError] = []
         try:
