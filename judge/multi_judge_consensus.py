@@ -32,6 +32,10 @@ DEFAULT_QUORUM = 2
 IN_FLIGHT = 16
 """Items that one caller has open at once, each with a call to every hosted judge."""
 
+_REPORT_S = 0.25
+"""Seconds, or a twentieth of the deadline if that is less, by which a judge's own deadline comes first: what a late call
+cost, and that its vendor hangs, is only known if the model itself ends it."""
+
 _NOT_SEATED = ("auth:", "budget:")
 """Reasons that take a judge off the quorum: it has no key, or may not be paid."""
 
@@ -228,9 +232,10 @@ class MultiJudgeConsensus:
         inquiry = _Inquiry(request, self._guard.screen(request.output), now, now + self._deadline_s)
         if inquiry.screened.verdict == "quarantine":
             return inquiry
+        judges_until = inquiry.deadline - min(_REPORT_S, self._deadline_s / 20)
         for seat in self._asking_order:
             try:
-                future = seat.begin(request, max(0.0, inquiry.deadline - time.monotonic()), account)
+                future = seat.begin(request, max(0.0, judges_until - time.monotonic()), account)
             except RuntimeError:
                 if not self._closed:
                     raise
