@@ -22,6 +22,7 @@ from evaluation.fault_localization import report_of
 from judge.calibration import ScoreCalibration, fit_calibration
 from judge.multi_judge_consensus import ConsensusResult, EvaluationItem, MultiJudgeConsensus
 from judge.robustness_guard import GuardFlag
+from utils.errors import LibraryUnavailable
 from utils.ids import derived_uuid
 from utils.logs import logger
 from utils.schema import AgentOutput, PortfolioState, parse_output
@@ -33,6 +34,9 @@ SCORE_DECIMALS = 4
 RETRY_AFTER = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
 RETRY_LATER = timedelta(hours=1)
 RETRY_WITHIN = timedelta(hours=24)
+BATCH = 64
+"""Opinions that are graded before their grades are stored: what a kill in the middle of a backlog has to pay for again."""
+
 CALIBRATE_EVERY = timedelta(days=7)
 CALIBRATION_WINDOW = 2_000
 """Matured opinions that a calibration curve is fitted on: recent enough to speak of the judges as they are."""
@@ -119,6 +123,8 @@ class Judging:
         self._calibrated_at: datetime | None = None
         self._next_due: datetime | None = None
         self._known = False  # whether the queue of pending ones was read
+        self._unstored: tuple[Sequence[JudgeItem], list[Evaluation], list[ConsensusResult]] | None = None
+        self._handled: set[str] = set()  # first grades that are stored, of opinions that may be handed in once more
         self._graded: Counter[str] = Counter()
         self._excluded: Counter[tuple[str, str]] = Counter()
         self._last_exclusion: dict[str, str] = {}
@@ -135,16 +141,24 @@ class Judging:
         return JudgeBatch(None, self._items(rows))
 
     def process(self, batch: JudgeBatch) -> None:
-        """Grade opinions and store the grades; below quorum a grade stays pending and no score exists."""
+        """Grade opinions and store the grades; below quorum a grade stays pending and no score exists.
+
+        Safe to repeat after LibraryUnavailable: nobody is asked again about what was answered. An opinion of the backlog
+        that is still in the queue as well is graded once.
+        """
+        self._store()
         if not self._known:
             self._read_queue()
         if batch.at is not None:
             self.retry_due(batch.at)
             self._recalibrate(batch.at)
-        self._judge([(item, item.output.as_of) for item in batch.items])
+        self._judge([(item, item.output.as_of) for item in batch.items if item.trajectory_id not in self._handled])
+        if batch.at is not None:  # they do not come back; those of a backlog may
+            self._handled.difference_update(item.trajectory_id for item in batch.items)
 
     def retry_due(self, now: datetime) -> None:
         """Ask again about every pending evaluation that is due."""
+        self._store()
         if self._next_due is None or self._next_due > now:
             return
         with self._library.connection() as connection, connection.cursor() as cursor:
@@ -171,21 +185,35 @@ class Judging:
         }
 
     def _judge(self, asked: Sequence[tuple[JudgeItem, datetime]]) -> None:
-        if not asked:
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            results = self._consensus.evaluate_many(
+                [
+                    EvaluationItem(
+                        item.output.agent_type, item.output, f"{item.output.agent_type}_rubric", item.context, item.decision_id
+                    )
+                    for item, _ in batch
+                ]
+            )  # fmt: skip
+            rows = [self._row(item, at, result) for (item, at), result in zip(batch, results, strict=True)]
+            self._unstored = ([item for item, _ in batch], rows, results)
+            self._store()
+
+    def _store(self) -> None:
+        """Store the grades that are not stored yet, and tell of them."""
+        if self._unstored is None:
             return
-        results = self._consensus.evaluate_many(
-            [
-                EvaluationItem(
-                    item.output.agent_type, item.output, f"{item.output.agent_type}_rubric", item.context, item.decision_id
-                )
-                for item, _ in asked
-            ]
-        )  # fmt: skip
-        rows = [self._row(item, at, result) for (item, at), result in zip(asked, results, strict=True)]
-        self._library.store_evaluations(rows)
+        graded, self._unstored = self._unstored, None
+        items, rows, results = graded
+        try:
+            self._library.store_evaluations(rows)
+        except LibraryUnavailable:  # anything else it would refuse the next time too
+            self._unstored = graded
+            raise
+        self._handled.update(item.trajectory_id for item in items if not item.attempts)
         for row, result in zip(rows, results, strict=True):
             self._tell(row, result)
-        for (item, _), result in zip(asked, results, strict=True):
+        for item, result in zip(items, results, strict=True):
             self._note(item, result)
         scores = {row.trajectory_id: row.final_score for row in rows if row.status == "ok"}
         self._on_scores({name: score for name, score in scores.items() if score is not None})

@@ -14,8 +14,8 @@ from data_pipeline.library import evaluations
 from judge.base import JudgeRequest, JudgeScore
 from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
-from orchestration.judging import JudgeBatch, JudgeItem, Judging, next_retry
-from utils.errors import JudgeError
+from orchestration.judging import BATCH, JudgeBatch, JudgeItem, Judging, next_retry
+from utils.errors import JudgeError, LibraryUnavailable
 from utils.schema import AgentOutput
 
 
@@ -27,12 +27,13 @@ class SwitchedJudge:
     def __init__(self) -> None:
         self.works = False
         self.asked = 0
+        self.score = 60.0
 
     def grade(self, request: JudgeRequest) -> JudgeScore:
         self.asked += 1
         if not self.works:
             raise JudgeError("overload: 503 from a server that is tired")
-        return JudgeScore(self.judge_id, 60.0, 0.5, "fine", dict.fromkeys(request.rubric.weights, 60.0))
+        return JudgeScore(self.judge_id, self.score, 0.5, "fine", dict.fromkeys(request.rubric.weights, self.score))
 
 
 def row(number: int, output: AgentOutput, **changes: Any) -> Trajectory:
@@ -217,6 +218,67 @@ def test_labels_are_only_of_what_had_matured_before(panel: Panel, library: Exper
     assert sorted({name for name, _, _ in two}) == ["local", "other"]
     assert [success for name, _, success in two if name == "other"] == [False, True]
     assert len(labels(later(days=30), limit=1)) == 2
+
+
+def test_an_opinion_that_the_backlog_has_covered_is_not_graded_again_out_of_the_queue(
+    panel: Panel, opinion: JudgeItem
+) -> None:
+    panel.judge.works = True
+    panel.judging.process(panel.judging.backlog())
+    told = dict(panel.scores)
+    panel.judge.score = 55.0
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.judge.asked == 1
+    assert panel.scores == told == {"t0": panel.stored()[1]}
+
+
+def test_grades_that_could_not_be_stored_are_stored_later_and_nobody_is_asked_again(
+    panel: Panel, opinion: JudgeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(rows: Any) -> None:
+        raise LibraryUnavailable("the database is away and the spool is full")
+
+    panel.judge.works = True
+    with monkeypatch.context() as outage:
+        outage.setattr(panel.library, "store_evaluations", away)
+        for _ in range(3):
+            with pytest.raises(LibraryUnavailable):
+                panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.scores == {}
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.judge.asked == 1
+    assert panel.stored()[0] == "ok" and panel.scores == {"t0": panel.stored()[1]}
+
+
+def test_a_grade_that_the_database_refuses_for_good_does_not_come_back(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judge.works = True
+    with pytest.raises(ValueError, match="trajectory"):
+        panel.judging.process(JudgeBatch(AS_OF, [JudgeItem("unknown", "d9", opinion.output)]))
+    panel.judging.process(panel.judging.backlog())
+    assert panel.stored()[0] == "ok"
+
+
+def test_a_long_backlog_is_stored_as_it_goes_so_that_a_kill_does_not_pay_for_all_of_it_again(
+    panel: Panel, library: ExperienceLibraryPostgres
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Mortal(SwitchedJudge):
+        def grade(self, request: JudgeRequest) -> JudgeScore:
+            if self.asked == BATCH + 5:
+                raise Killed
+            return super().grade(request)
+
+    output = technical_output()
+    for number in range(BATCH + 10):
+        library.store_trajectory(row(number, output))
+    panel.judge = Mortal()
+    panel.judge.works = True
+    panel.restart()
+    with pytest.raises(Killed):
+        panel.judging.process(panel.judging.backlog())
+    assert len(panel.judging.backlog().items) == 10
 
 
 @pytest.mark.parametrize("change", [lambda e: e, lambda e: {**e, "final_score": 99.0}])
