@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -38,8 +38,17 @@ BATCH = 64
 """Opinions that are graded before their grades are stored: what a kill in the middle of a backlog has to pay for again."""
 
 CALIBRATE_EVERY = timedelta(days=7)
+_A_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 CALIBRATION_WINDOW = 2_000
 """Matured opinions that a calibration curve is fitted on: recent enough to speak of the judges as they are."""
+
+
+def calibration_cutoff(at: datetime) -> datetime:
+    """Return the beginning of the week (Monday, UTC): curves in force at `at` are fitted on what had matured before it.
+
+    It depends on nothing but `at`, so that a run which was interrupted grades by the same curves.
+    """
+    return at - (at - _A_MONDAY) % CALIBRATE_EVERY
 
 
 def next_retry(first: datetime, now: datetime, attempts: int) -> datetime | None:
@@ -120,7 +129,7 @@ class Judging:
         self._on_scores = on_scores
         self._calibrate = calibrate
         self._telemetry = telemetry
-        self._calibrated_at: datetime | None = None
+        self._calibrated_until: datetime | None = None
         self._next_due: datetime | None = None
         self._known = False  # whether the queue of pending ones was read
         self._unstored: tuple[Sequence[JudgeItem], list[Evaluation], list[ConsensusResult]] | None = None
@@ -150,8 +159,10 @@ class Judging:
         if not self._known:
             self._read_queue()
         if batch.at is not None:
-            self.retry_due(batch.at)
             self._recalibrate(batch.at)
+            self.retry_due(batch.at)
+        elif batch.items:
+            self._recalibrate(max(item.output.as_of for item in batch.items))
         self._judge([(item, item.output.as_of) for item in batch.items if item.trajectory_id not in self._handled])
         if batch.at is not None:  # they do not come back; those of a backlog may
             self._handled.difference_update(item.trajectory_id for item in batch.items)
@@ -161,6 +172,7 @@ class Judging:
         self._store()
         if self._next_due is None or self._next_due > now:
             return
+        self._recalibrate(now)
         with self._library.connection() as connection, connection.cursor() as cursor:
             rows = evaluations.due(cursor, self._run_id, now)
         self._judge([(item, now) for item in self._items(rows)])
@@ -316,12 +328,12 @@ class Judging:
         self._known = True
 
     def _recalibrate(self, at: datetime) -> None:
-        """Fit the judges' curves on what had matured by `at`, where the panel calibrates and the last fit is old."""
-        if not self._calibrate or (self._calibrated_at is not None and at - self._calibrated_at < CALIBRATE_EVERY):
+        """Fit the judges' curves, where the panel calibrates and a new week has begun since the last fit."""
+        until = calibration_cutoff(at)
+        if not self._calibrate or (self._calibrated_until is not None and until <= self._calibrated_until):
             return
-        self._calibrated_at = at
         with self._library.connection() as connection, connection.cursor() as cursor:
-            rows = evaluations.labelled(cursor, self._run_id, at, CALIBRATION_WINDOW)
+            rows = evaluations.labelled(cursor, self._run_id, until, CALIBRATION_WINDOW)
         curves: dict[str, ScoreCalibration] = {}
         for name in self._consensus.judge_ids:
             pairs = [(score, success) for judge_id, score, success in rows if judge_id == name]
@@ -329,6 +341,7 @@ class Judging:
             if curve is not None:
                 curves[name] = curve
         self._consensus.set_calibrations(curves)
+        self._calibrated_until = until
 
 
 def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:

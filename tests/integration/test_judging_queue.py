@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from data_pipeline.library import evaluations
 from judge.base import JudgeRequest, JudgeScore
 from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
-from orchestration.judging import BATCH, JudgeBatch, JudgeItem, Judging, next_retry
+from orchestration.judging import BATCH, JudgeBatch, JudgeItem, Judging, calibration_cutoff, next_retry
 from utils.errors import JudgeError, LibraryUnavailable
 from utils.schema import AgentOutput
 
@@ -256,6 +257,84 @@ def test_a_grade_that_the_database_refuses_for_good_does_not_come_back(panel: Pa
         panel.judging.process(JudgeBatch(AS_OF, [JudgeItem("unknown", "d9", opinion.output)]))
     panel.judging.process(panel.judging.backlog())
     assert panel.stored()[0] == "ok"
+
+
+class CalibratedPanel:
+    """A panel that calibrates, with matured opinions whose success says what its judge's score is worth."""
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self.library = library
+        self.judge = SwitchedJudge()
+        self.judge.works = True
+        self.scores: dict[str, float] = {}
+        self.made = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.consensus = MultiJudgeConsensus([], "calibrated", judges=[self.judge])
+        self.judging = Judging(self.consensus, self.library, "adhoc", self.scores.update, calibrate=True)
+
+    def mature(self, count: int, right: int, at: datetime) -> None:
+        """Store graded opinions that have matured, so many of them right."""
+        graded = []
+        for number in range(self.made, self.made + count):
+            output = technical_output()
+            success = number - self.made < right
+            outcome = {"actual_return": 0.01, "reward": 0.1, "success": success, "matured_at": at}
+            self.library.store_trajectory(row(number, output, **outcome))
+            graded.append(
+                evaluations.Evaluation(
+                    uuid.uuid4(), f"t{number}", "ok", 60.0, 0.5, None, None, "calibrated",
+                    [{"judge_id": "other", "score": 60.0}], [],
+                )
+            )  # fmt: skip
+        self.library.store_evaluations(graded)
+        self.made += count
+
+    def opinion(self, at: datetime) -> JudgeItem:
+        output = technical_output(as_of=at)
+        self.library.store_trajectory(row(self.made, output))
+        self.made += 1
+        return JudgeItem(f"t{self.made - 1}", "d", output)
+
+
+def test_an_outage_during_the_weekly_fit_does_not_put_it_off_by_a_week(
+    library: ExperienceLibraryPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = CalibratedPanel(library)
+    panel.mature(200, 150, AS_OF)
+    at = later(days=8)
+    item = panel.opinion(at)
+
+    def away(*_: Any) -> None:
+        raise LibraryUnavailable("the database is away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(evaluations, "labelled", away)
+        with pytest.raises(LibraryUnavailable):
+            panel.judging.process(JudgeBatch(at, [item]))
+    panel.judging.process(JudgeBatch(at, [item]))
+    assert panel.scores[item.trajectory_id] == pytest.approx(75.0)
+
+
+@pytest.mark.parametrize("by_backlog", [False, True])
+def test_after_a_restart_grades_are_calibrated_as_without_one(
+    library: ExperienceLibraryPostgres, by_backlog: bool
+) -> None:
+    panel = CalibratedPanel(library)
+    monday = calibration_cutoff(later(days=8))
+    panel.mature(200, 150, AS_OF)
+    panel.judging.process(JudgeBatch(monday, []))
+    panel.mature(200, 0, monday + timedelta(days=1))  # only next week's curve knows of them
+    at = monday + timedelta(days=3)
+    before, after = panel.opinion(at), panel.opinion(at)
+    panel.judging.process(JudgeBatch(at, [before]))
+    panel.restart()
+    panel.judging.process(panel.judging.backlog() if by_backlog else JudgeBatch(at, [after]))
+    assert panel.scores[before.trajectory_id] == pytest.approx(75.0)
+    assert panel.scores[after.trajectory_id] == panel.scores[before.trajectory_id]
+    panel.judging.process(JudgeBatch(monday + timedelta(days=7), [last := panel.opinion(at + timedelta(days=4))]))
+    assert panel.scores[last.trajectory_id] == pytest.approx(37.5, abs=0.5)
 
 
 def test_a_long_backlog_is_stored_as_it_goes_so_that_a_kill_does_not_pay_for_all_of_it_again(
