@@ -150,6 +150,15 @@ def test_the_deadline_ends_a_call_that_hangs_and_frees_its_slot(loop: LoopThread
     assert made.complete(ASK, SCHEMA).content == {"a": 1}
 
 
+def test_a_question_without_time_for_an_answer_is_not_asked_and_costs_nothing(loop: LoopThread) -> None:
+    budget = Budget(100.0)
+    made = model(loop, GOOD, budget=budget)
+    for deadline_s in (0.0, -1.0):
+        assert kind_of(made, deadline_s=deadline_s) == "timeout"
+    assert script(made).asked == []
+    assert (budget.spent_today, made.status()["tokens"]) == (0.0, 0)
+
+
 def test_waiting_for_a_slot_counts_toward_the_deadline(loop: LoopThread) -> None:
     made = model(loop, 30.0, concurrency=1)
     first = made.submit(ASK, SCHEMA, deadline_s=30)
