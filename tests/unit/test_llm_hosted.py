@@ -159,6 +159,13 @@ def test_a_question_without_time_for_an_answer_is_not_asked_and_costs_nothing(lo
     assert (budget.spent_today, made.status()["tokens"]) == (0.0, 0)
 
 
+def test_a_repair_of_an_answer_with_half_a_surrogate_pair_can_be_sent(loop: LoopThread) -> None:
+    made = model(loop, RawAnswer('{"a": "\ud83d"}', "m-2026", 100, 20), GOOD)
+    assert made.complete(ASK, SCHEMA).content == {"a": 1}
+    quoted = script(made).asked[1][1].content
+    assert quoted.encode().decode() == quoted == '{"a": "?"}'
+
+
 def test_waiting_for_a_slot_counts_toward_the_deadline(loop: LoopThread) -> None:
     made = model(loop, 30.0, concurrency=1)
     first = made.submit(ASK, SCHEMA, deadline_s=30)
