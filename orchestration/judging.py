@@ -177,6 +177,8 @@ class Judging:
             rows = evaluations.due(cursor, self._run_id, now)
         self._judge([(item, now) for item in self._items(rows)])
         self._read_queue()
+        if self._next_due is not None and self._next_due <= now:  # what is stored of it cannot be read
+            self._next_due = now + RETRY_LATER
 
     def status(self) -> dict[str, Any]:
         """Return what people are shown of the panel, as JSON values."""

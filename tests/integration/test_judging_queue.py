@@ -259,6 +259,19 @@ def test_a_grade_that_the_database_refuses_for_good_does_not_come_back(panel: Pa
     assert panel.stored()[0] == "ok"
 
 
+def test_a_pending_opinion_that_cannot_be_read_is_not_looked_at_again_and_again(
+    panel: Panel, opinion: JudgeItem, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    with panel.library.connection() as connection:
+        connection.execute("UPDATE trajectories SET workflow_trace = jsonb_set(workflow_trace, '{output,confidence}', '7')")
+    for seconds in range(60, 70):
+        panel.judging.retry_due(later(seconds=seconds))
+    assert caplog.text.count("cannot be judged") == 1
+    panel.judging.retry_due(later(hours=2))
+    assert caplog.text.count("cannot be judged") == 2
+
+
 class CalibratedPanel:
     """A panel that calibrates, with matured opinions whose success says what its judge's score is worth."""
 
