@@ -264,7 +264,9 @@ def test_a_pending_opinion_that_cannot_be_read_is_not_looked_at_again_and_again(
 ) -> None:
     panel.judging.process(JudgeBatch(AS_OF, [opinion]))
     with panel.library.connection() as connection:
-        connection.execute("UPDATE trajectories SET workflow_trace = jsonb_set(workflow_trace, '{output,confidence}', '7')")
+        connection.execute(
+            "UPDATE trajectories SET workflow_trace = jsonb_set(workflow_trace, '{output,confidence}', '7')"
+        )
     for seconds in range(60, 70):
         panel.judging.retry_due(later(seconds=seconds))
     assert caplog.text.count("cannot be judged") == 1
