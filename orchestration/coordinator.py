@@ -407,8 +407,10 @@ def _as_config(config: OrchestratorConfig | Mapping[str, Any] | str | Path | Non
 
 
 def _session_of(calendar: ExchangeCalendar, at: datetime) -> date:
-    """Return the last session that had closed at an instant."""
+    """Return the last session that had closed at an instant; before the first that is known, the day itself."""
     day = at.date()
+    if day <= calendar.first:
+        return day
     if calendar.is_session(day) and calendar.close_time(day) <= at:
         return day
     return calendar.previous(day)
