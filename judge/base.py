@@ -6,7 +6,6 @@ outcome: judging happens at decision time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -182,8 +181,9 @@ class WaitingJudge(Protocol):
 def check_range(judge_id: str, name: str, value: Any, top: float) -> None:
     """Raise JudgeError unless `value` is a finite number of 0..`top`; a bool is none."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= top:
-        shown = f"{value!r}"[:40]
+    if not number or not 0 <= value <= top:  # NaN fails it too; isfinite cannot take a whole number of 400 digits
+        # a model may have nested it as deep as it likes
+        shown = f"{value!r}"[:40] if number or isinstance(value, (str, bool)) else type(value).__name__
         raise JudgeError(f"malformed: {judge_id} gave {name} {shown}, which is not within 0..{top}")
 
 

@@ -27,8 +27,12 @@ def probe(chat_models: ChatModels | None) -> None:
     """Ask the vendors whether they know the models and take the keys, and warn of each that does not."""
     if chat_models is None:
         return
-    for name, said in chat_models.probe().items():
+    found = chat_models.probe()
+    states = {name: model["state"] for name, model in chat_models.status()["models"].items()}
+    for name, said in found.items():
         if said == "ready":
             logger.info("%s is ready", name)
+        elif states[name].startswith("off"):
+            logger.warning("%s is off until the next start: %s", name, said)
         else:
-            logger.warning("%s is not used for now: %s", name, said)
+            logger.warning("%s could not be checked and is asked all the same: %s", name, said)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -22,6 +22,7 @@ from evaluation.fault_localization import report_of
 from judge.calibration import ScoreCalibration, fit_calibration
 from judge.multi_judge_consensus import ConsensusResult, EvaluationItem, MultiJudgeConsensus
 from judge.robustness_guard import GuardFlag
+from utils.errors import LibraryUnavailable
 from utils.ids import derived_uuid
 from utils.logs import logger
 from utils.schema import AgentOutput, PortfolioState, parse_output
@@ -33,9 +34,21 @@ SCORE_DECIMALS = 4
 RETRY_AFTER = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
 RETRY_LATER = timedelta(hours=1)
 RETRY_WITHIN = timedelta(hours=24)
+BATCH = 64
+"""Opinions that are graded before their grades are stored: what a kill in the middle of a backlog has to pay for again."""
+
 CALIBRATE_EVERY = timedelta(days=7)
+_A_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 CALIBRATION_WINDOW = 2_000
 """Matured opinions that a calibration curve is fitted on: recent enough to speak of the judges as they are."""
+
+
+def calibration_cutoff(at: datetime) -> datetime:
+    """Return the beginning of the week (Monday, UTC): curves in force at `at` are fitted on what had matured before it.
+
+    It depends on nothing but `at`, so that a run which was interrupted grades by the same curves.
+    """
+    return at - (at - _A_MONDAY) % CALIBRATE_EVERY
 
 
 def next_retry(first: datetime, now: datetime, attempts: int) -> datetime | None:
@@ -116,9 +129,11 @@ class Judging:
         self._on_scores = on_scores
         self._calibrate = calibrate
         self._telemetry = telemetry
-        self._calibrated_at: datetime | None = None
+        self._calibrated_until: datetime | None = None
         self._next_due: datetime | None = None
         self._known = False  # whether the queue of pending ones was read
+        self._unstored: tuple[Sequence[JudgeItem], list[Evaluation], list[ConsensusResult]] | None = None
+        self._handled: set[str] = set()  # first grades that are stored, of opinions that may be handed in once more
         self._graded: Counter[str] = Counter()
         self._excluded: Counter[tuple[str, str]] = Counter()
         self._last_exclusion: dict[str, str] = {}
@@ -135,22 +150,35 @@ class Judging:
         return JudgeBatch(None, self._items(rows))
 
     def process(self, batch: JudgeBatch) -> None:
-        """Grade opinions and store the grades; below quorum a grade stays pending and no score exists."""
+        """Grade opinions and store the grades; below quorum a grade stays pending and no score exists.
+
+        Safe to repeat after LibraryUnavailable: nobody is asked again about what was answered. An opinion of the backlog
+        that is still in the queue as well is graded once.
+        """
+        self._store()
         if not self._known:
             self._read_queue()
         if batch.at is not None:
-            self.retry_due(batch.at)
             self._recalibrate(batch.at)
-        self._judge([(item, item.output.as_of) for item in batch.items])
+            self.retry_due(batch.at)
+        elif batch.items:
+            self._recalibrate(max(item.output.as_of for item in batch.items))
+        self._judge([(item, item.output.as_of) for item in batch.items if item.trajectory_id not in self._handled])
+        if batch.at is not None:  # they do not come back; those of a backlog may
+            self._handled.difference_update(item.trajectory_id for item in batch.items)
 
     def retry_due(self, now: datetime) -> None:
         """Ask again about every pending evaluation that is due."""
+        self._store()
         if self._next_due is None or self._next_due > now:
             return
+        self._recalibrate(now)
         with self._library.connection() as connection, connection.cursor() as cursor:
             rows = evaluations.due(cursor, self._run_id, now)
         self._judge([(item, now) for item in self._items(rows)])
         self._read_queue()
+        if self._next_due is not None and self._next_due <= now:  # what is stored of it cannot be read
+            self._next_due = now + RETRY_LATER
 
     def status(self) -> dict[str, Any]:
         """Return what people are shown of the panel, as JSON values."""
@@ -171,21 +199,35 @@ class Judging:
         }
 
     def _judge(self, asked: Sequence[tuple[JudgeItem, datetime]]) -> None:
-        if not asked:
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            results = self._consensus.evaluate_many(
+                [
+                    EvaluationItem(
+                        item.output.agent_type, item.output, f"{item.output.agent_type}_rubric", item.context, item.decision_id
+                    )
+                    for item, _ in batch
+                ]
+            )  # fmt: skip
+            rows = [self._row(item, at, result) for (item, at), result in zip(batch, results, strict=True)]
+            self._unstored = ([item for item, _ in batch], rows, results)
+            self._store()
+
+    def _store(self) -> None:
+        """Store the grades that are not stored yet, and tell of them."""
+        if self._unstored is None:
             return
-        results = self._consensus.evaluate_many(
-            [
-                EvaluationItem(
-                    item.output.agent_type, item.output, f"{item.output.agent_type}_rubric", item.context, item.decision_id
-                )
-                for item, _ in asked
-            ]
-        )  # fmt: skip
-        rows = [self._row(item, at, result) for (item, at), result in zip(asked, results, strict=True)]
-        self._library.store_evaluations(rows)
+        graded, self._unstored = self._unstored, None
+        items, rows, results = graded
+        try:
+            self._library.store_evaluations(rows)
+        except LibraryUnavailable:  # anything else it would refuse the next time too
+            self._unstored = graded
+            raise
+        self._handled.update(item.trajectory_id for item in items if not item.attempts)
         for row, result in zip(rows, results, strict=True):
             self._tell(row, result)
-        for (item, _), result in zip(asked, results, strict=True):
+        for item, result in zip(items, results, strict=True):
             self._note(item, result)
         scores = {row.trajectory_id: row.final_score for row in rows if row.status == "ok"}
         self._on_scores({name: score for name, score in scores.items() if score is not None})
@@ -288,12 +330,12 @@ class Judging:
         self._known = True
 
     def _recalibrate(self, at: datetime) -> None:
-        """Fit the judges' curves on what had matured by `at`, where the panel calibrates and the last fit is old."""
-        if not self._calibrate or (self._calibrated_at is not None and at - self._calibrated_at < CALIBRATE_EVERY):
+        """Fit the judges' curves, where the panel calibrates and a new week has begun since the last fit."""
+        until = calibration_cutoff(at)
+        if not self._calibrate or (self._calibrated_until is not None and until <= self._calibrated_until):
             return
-        self._calibrated_at = at
         with self._library.connection() as connection, connection.cursor() as cursor:
-            rows = evaluations.labelled(cursor, self._run_id, at, CALIBRATION_WINDOW)
+            rows = evaluations.labelled(cursor, self._run_id, until, CALIBRATION_WINDOW)
         curves: dict[str, ScoreCalibration] = {}
         for name in self._consensus.judge_ids:
             pairs = [(score, success) for judge_id, score, success in rows if judge_id == name]
@@ -301,6 +343,7 @@ class Judging:
             if curve is not None:
                 curves[name] = curve
         self._consensus.set_calibrations(curves)
+        self._calibrated_until = until
 
 
 def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:

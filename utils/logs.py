@@ -67,7 +67,7 @@ def configure_logging(level: str = "INFO", style: str = "console", secrets: tupl
     root.handlers[:] = [handler]
     root.setLevel(max(logging.getLevelName(level), logging.INFO))
     logger.setLevel(level)
-    for noisy in ("httpx", "httpcore", "websockets"):
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "websockets"):  # each request with its URL
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # it repeats for every connection what the library says once
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

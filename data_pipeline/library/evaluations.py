@@ -49,6 +49,11 @@ def check(evaluation: Evaluation, where: str = "") -> None:
             raise ValueError(f"{where}{name} must be finite, not {value!r}")
     if evaluation.final_score is not None and not 0 <= evaluation.final_score <= 100:
         raise ValueError(f"{where}final_score must lie in 0..100, not {evaluation.final_score!r}")
+    scored = evaluation.final_score is not None
+    if (evaluation.status == "ok" and not scored) or (evaluation.status in ("pending", "quarantined") and scored):
+        raise ValueError(
+            f"{where}final_score belongs to status ok and to no other, not {evaluation.final_score!r} to {evaluation.status}"
+        )
     for name in ("trajectory_id", "status", "method"):
         check_text(f"{where}{name}", getattr(evaluation, name))
     for name in ("scores", "excluded"):

@@ -153,6 +153,9 @@ BAD_GRADES: dict[str, tuple[dict[str, Any], str]] = {
     "surrogate": ({"excluded": [{"reason": "\ud800"}]}, "excluded"),
     "oversized": ({"scores": [{"reasoning": "x" * FIELD_LIMIT}]}, "scores"),
     "unknown trajectory": ({"trajectory_id": "nobody"}, "trajectory_id"),
+    "a score while it is pending": ({"status": "pending"}, "final_score"),
+    "a score in quarantine": ({"status": "quarantined"}, "final_score"),
+    "ok without a score": ({"final_score": None}, "final_score"),
     "unknown status": ({"status": "fine"}, "status"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,8 +15,8 @@ from data_pipeline.library import evaluations
 from judge.base import JudgeRequest, JudgeScore
 from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
-from orchestration.judging import JudgeBatch, JudgeItem, Judging, next_retry
-from utils.errors import JudgeError
+from orchestration.judging import BATCH, JudgeBatch, JudgeItem, Judging, calibration_cutoff, next_retry
+from utils.errors import JudgeError, LibraryUnavailable
 from utils.schema import AgentOutput
 
 
@@ -27,12 +28,13 @@ class SwitchedJudge:
     def __init__(self) -> None:
         self.works = False
         self.asked = 0
+        self.score = 60.0
 
     def grade(self, request: JudgeRequest) -> JudgeScore:
         self.asked += 1
         if not self.works:
             raise JudgeError("overload: 503 from a server that is tired")
-        return JudgeScore(self.judge_id, 60.0, 0.5, "fine", dict.fromkeys(request.rubric.weights, 60.0))
+        return JudgeScore(self.judge_id, self.score, 0.5, "fine", dict.fromkeys(request.rubric.weights, self.score))
 
 
 def row(number: int, output: AgentOutput, **changes: Any) -> Trajectory:
@@ -217,6 +219,160 @@ def test_labels_are_only_of_what_had_matured_before(panel: Panel, library: Exper
     assert sorted({name for name, _, _ in two}) == ["local", "other"]
     assert [success for name, _, success in two if name == "other"] == [False, True]
     assert len(labels(later(days=30), limit=1)) == 2
+
+
+def test_an_opinion_that_the_backlog_has_covered_is_not_graded_again_out_of_the_queue(
+    panel: Panel, opinion: JudgeItem
+) -> None:
+    panel.judge.works = True
+    panel.judging.process(panel.judging.backlog())
+    told = dict(panel.scores)
+    panel.judge.score = 55.0
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.judge.asked == 1
+    assert panel.scores == told == {"t0": panel.stored()[1]}
+
+
+def test_grades_that_could_not_be_stored_are_stored_later_and_nobody_is_asked_again(
+    panel: Panel, opinion: JudgeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(rows: Any) -> None:
+        raise LibraryUnavailable("the database is away and the spool is full")
+
+    panel.judge.works = True
+    with monkeypatch.context() as outage:
+        outage.setattr(panel.library, "store_evaluations", away)
+        for _ in range(3):
+            with pytest.raises(LibraryUnavailable):
+                panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.scores == {}
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    assert panel.judge.asked == 1
+    assert panel.stored()[0] == "ok" and panel.scores == {"t0": panel.stored()[1]}
+
+
+def test_a_grade_that_the_database_refuses_for_good_does_not_come_back(panel: Panel, opinion: JudgeItem) -> None:
+    panel.judge.works = True
+    with pytest.raises(ValueError, match="trajectory"):
+        panel.judging.process(JudgeBatch(AS_OF, [JudgeItem("unknown", "d9", opinion.output)]))
+    panel.judging.process(panel.judging.backlog())
+    assert panel.stored()[0] == "ok"
+
+
+def test_a_pending_opinion_that_cannot_be_read_is_not_looked_at_again_and_again(
+    panel: Panel, opinion: JudgeItem, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel.judging.process(JudgeBatch(AS_OF, [opinion]))
+    with panel.library.connection() as connection:
+        connection.execute(
+            "UPDATE trajectories SET workflow_trace = jsonb_set(workflow_trace, '{output,confidence}', '7')"
+        )
+    for seconds in range(60, 70):
+        panel.judging.retry_due(later(seconds=seconds))
+    assert caplog.text.count("cannot be judged") == 1
+    panel.judging.retry_due(later(hours=2))
+    assert caplog.text.count("cannot be judged") == 2
+
+
+class CalibratedPanel:
+    """A panel that calibrates, with matured opinions whose success says what its judge's score is worth."""
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self.library = library
+        self.judge = SwitchedJudge()
+        self.judge.works = True
+        self.scores: dict[str, float] = {}
+        self.made = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.consensus = MultiJudgeConsensus([], "calibrated", judges=[self.judge])
+        self.judging = Judging(self.consensus, self.library, "adhoc", self.scores.update, calibrate=True)
+
+    def mature(self, count: int, right: int, at: datetime) -> None:
+        """Store graded opinions that have matured, so many of them right."""
+        graded = []
+        for number in range(self.made, self.made + count):
+            output = technical_output()
+            success = number - self.made < right
+            outcome = {"actual_return": 0.01, "reward": 0.1, "success": success, "matured_at": at}
+            self.library.store_trajectory(row(number, output, **outcome))
+            graded.append(
+                evaluations.Evaluation(
+                    uuid.uuid4(), f"t{number}", "ok", 60.0, 0.5, None, None, "calibrated",
+                    [{"judge_id": "other", "score": 60.0}], [],
+                )
+            )  # fmt: skip
+        self.library.store_evaluations(graded)
+        self.made += count
+
+    def opinion(self, at: datetime) -> JudgeItem:
+        output = technical_output(as_of=at)
+        self.library.store_trajectory(row(self.made, output))
+        self.made += 1
+        return JudgeItem(f"t{self.made - 1}", "d", output)
+
+
+def test_an_outage_during_the_weekly_fit_does_not_put_it_off_by_a_week(
+    library: ExperienceLibraryPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = CalibratedPanel(library)
+    panel.mature(200, 150, AS_OF)
+    at = later(days=8)
+    item = panel.opinion(at)
+
+    def away(*_: Any) -> None:
+        raise LibraryUnavailable("the database is away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(evaluations, "labelled", away)
+        with pytest.raises(LibraryUnavailable):
+            panel.judging.process(JudgeBatch(at, [item]))
+    panel.judging.process(JudgeBatch(at, [item]))
+    assert panel.scores[item.trajectory_id] == pytest.approx(75.0)
+
+
+@pytest.mark.parametrize("by_backlog", [False, True])
+def test_after_a_restart_grades_are_calibrated_as_without_one(
+    library: ExperienceLibraryPostgres, by_backlog: bool
+) -> None:
+    panel = CalibratedPanel(library)
+    monday = calibration_cutoff(later(days=8))
+    panel.mature(200, 150, AS_OF)
+    panel.judging.process(JudgeBatch(monday, []))
+    panel.mature(200, 0, monday + timedelta(days=1))  # only next week's curve knows of them
+    at = monday + timedelta(days=3)
+    before, after = panel.opinion(at), panel.opinion(at)
+    panel.judging.process(JudgeBatch(at, [before]))
+    panel.restart()
+    panel.judging.process(panel.judging.backlog() if by_backlog else JudgeBatch(at, [after]))
+    assert panel.scores[before.trajectory_id] == pytest.approx(75.0)
+    assert panel.scores[after.trajectory_id] == panel.scores[before.trajectory_id]
+    panel.judging.process(JudgeBatch(monday + timedelta(days=7), [last := panel.opinion(at + timedelta(days=4))]))
+    assert panel.scores[last.trajectory_id] == pytest.approx(37.5, abs=0.5)
+
+
+def test_a_long_backlog_is_stored_as_it_goes_so_that_a_kill_does_not_pay_for_all_of_it_again(
+    panel: Panel, library: ExperienceLibraryPostgres
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Mortal(SwitchedJudge):
+        def grade(self, request: JudgeRequest) -> JudgeScore:
+            if self.asked == BATCH + 5:
+                raise Killed
+            return super().grade(request)
+
+    output = technical_output()
+    for number in range(BATCH + 10):
+        library.store_trajectory(row(number, output))
+    panel.judge = Mortal()
+    panel.judge.works = True
+    panel.restart()
+    with pytest.raises(Killed):
+        panel.judging.process(panel.judging.backlog())
+    assert len(panel.judging.backlog().items) == 10
 
 
 @pytest.mark.parametrize("change", [lambda e: e, lambda e: {**e, "final_score": 99.0}])

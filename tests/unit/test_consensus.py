@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from judge.llm_judge import LLMJudge
 from judge.local_judge import LocalJudge
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from utils.errors import ConfigError, JudgeError, LookAheadError, ProviderError
+from utils.llm.adapter import RawAnswer
+from utils.llm.budget import Budget
+from utils.llm.event_loop import LoopThread
+from utils.llm.hosted import HostedChatModel
 
 
 @pytest.fixture
@@ -403,6 +408,33 @@ def test_costs_add_up_and_those_of_unusable_answers_count(panels: Any) -> None:
     result = panel.evaluate("news", news_output(), "news")
     assert [e["judge_id"] for e in result.excluded] == ["bad"]
     assert (result.cost_usd, result.tokens) == (0.75, 2000)
+
+
+def test_what_a_judgement_that_came_too_late_cost_is_in_its_result_and_in_the_models_state(panels: Any) -> None:
+    class Hanging:
+        provider, model = "openai", "slow"
+
+        async def ask(self, *_: Any, **__: Any) -> RawAnswer:
+            await asyncio.sleep(60)
+            raise AssertionError("nobody waits so long")
+
+        async def probe(self) -> None: ...
+        async def aclose(self) -> None: ...
+
+    class UsdPrice:
+        def usd(self, input_tokens: int, output_tokens: int) -> float:
+            return (input_tokens + output_tokens) / 1e6
+
+    loop = LoopThread()
+    model = HostedChatModel(Hanging(), loop, Budget(100.0), UsdPrice())
+    panel = panels(LLMJudge.for_panel("openai", model), FixedJudge("fixed"), deadline_s=0.5)
+    try:
+        results = [panel.evaluate("news", news_output(), "news") for _ in range(6)]
+    finally:
+        loop.close()
+    assert [result.excluded[0]["reason"].partition(":")[0] for result in results] == ["timeout"] * 5 + ["open"]
+    assert sum(result.cost_usd for result in results) == pytest.approx(model.status()["cost_usd"], abs=1e-6)
+    assert results[0].cost_usd > 0
 
 
 def test_an_item_that_nobody_could_grade_stops_the_whole_before_anyone_is_asked(panels: Any) -> None:

@@ -160,15 +160,20 @@ def test_a_clock_that_is_set_back_does_not_give_the_money_back() -> None:
     refused(budget, 0.1)
 
 
-def test_a_call_that_began_yesterday_is_paid_today_and_frees_nothing_of_today() -> None:
-    calendar = Calendar()
-    budget = Budget(1.0, today=calendar)
-    held = budget.reserve(0.5, 1)
+def test_calls_that_are_out_across_midnight_and_those_of_the_new_day_together_stay_within_it(tmp_path: Path) -> None:
+    calendar, path = Calendar(), tmp_path / "spending.json"
+    budget = Budget(1.0, path=path, today=calendar)
+    held = budget.reserve(0.9, 1)
     calendar.day = date(2026, 11, 28)
-    budget.reserve(0.6, 1)
-    budget.settle(held, 0.2, 1)
-    assert budget.spent_today == pytest.approx(0.2)
-    refused(budget, 0.3)
+    refused(budget, 0.2)
+    refused(Budget(1.0, path=path, today=calendar), 0.2)  # nor does a restart forget it
+    fits = budget.reserve(0.1, 1)
+    budget.settle(held, 0.5, 1)
+    assert budget.spent_today == pytest.approx(0.5)
+    budget.reserve(0.4, 1)
+    refused(budget, 0.1)
+    budget.settle(fits, 0.1, 1)
+    assert budget.spent_today == pytest.approx(0.6)
 
 
 def test_what_is_left_is_told_as_a_gauge() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from monitoring import hosted_models
 from utils.errors import ConfigError, ProviderError
 from utils.llm.base import ChatMessage
 from utils.llm.factory import ChatModels, chat_model, provider_of
@@ -171,6 +173,27 @@ def test_the_probe_finds_what_is_there_and_turns_off_what_is_not(
         gone.complete(ASK, SCHEMA)
     assert (server.asked, made.status()["models"]["openai:gone"]["state"]) == (0, "off: request")
     made.close()
+
+
+def test_the_log_says_whether_a_model_that_the_probe_did_not_find_ready_is_asked_all_the_same(
+    server: OpenAIServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = models(server, tmp_path)
+    made.model("openai", "gone")
+    hosted_models.probe(made)
+    made.close()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        unreachable = models(server, tmp_path, openai_base_url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+        unreachable.model("openai", "known")
+        hosted_models.probe(unreachable)
+    assert unreachable.status()["models"]["openai:known"]["state"] == "ready"
+    unreachable.close()
+    told = [record.getMessage().partition(": ")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        "openai:gone is off until the next start",
+        "openai:known could not be checked and is asked all the same",
+    ]
 
 
 def test_the_probe_turns_a_refused_key_off(server: OpenAIServer, tmp_path: Path) -> None:

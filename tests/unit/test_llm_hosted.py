@@ -150,6 +150,22 @@ def test_the_deadline_ends_a_call_that_hangs_and_frees_its_slot(loop: LoopThread
     assert made.complete(ASK, SCHEMA).content == {"a": 1}
 
 
+def test_a_question_without_time_for_an_answer_is_not_asked_and_costs_nothing(loop: LoopThread) -> None:
+    budget = Budget(100.0)
+    made = model(loop, GOOD, budget=budget)
+    for deadline_s in (0.0, -1.0):
+        assert kind_of(made, deadline_s=deadline_s) == "timeout"
+    assert script(made).asked == []
+    assert (budget.spent_today, made.status()["tokens"]) == (0.0, 0)
+
+
+def test_a_repair_of_an_answer_with_half_a_surrogate_pair_can_be_sent(loop: LoopThread) -> None:
+    made = model(loop, RawAnswer('{"a": "\ud83d"}', "m-2026", 100, 20), GOOD)
+    assert made.complete(ASK, SCHEMA).content == {"a": 1}
+    quoted = script(made).asked[1][1].content
+    assert quoted.encode().decode() == quoted == '{"a": "?"}'
+
+
 def test_waiting_for_a_slot_counts_toward_the_deadline(loop: LoopThread) -> None:
     made = model(loop, 30.0, concurrency=1)
     first = made.submit(ASK, SCHEMA, deadline_s=30)

@@ -104,6 +104,12 @@ def test_the_level_is_kept_and_noisy_libraries_are_quiet(monkeypatch, restored) 
     assert "nor this" not in text
 
 
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_a_request_to_a_hosted_model_writes_no_line_with_its_address(monkeypatch, restored, library) -> None:
+    text = logged(monkeypatch, "console", lambda: logging.getLogger(library).info("HTTP Request: POST https://a.b/c"))
+    assert text == ""
+
+
 def test_configuring_twice_does_not_double_the_lines(monkeypatch, restored) -> None:
     configure_logging()
     text = logged(monkeypatch, "console", lambda: logger.info("once"))

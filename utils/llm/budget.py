@@ -46,7 +46,6 @@ class Reservation:
     """An estimate that stands until it is settled."""
 
     account: str
-    day: date
     usd: float
     tokens: int
 
@@ -146,7 +145,7 @@ class Budget:
                 self._refused = False
                 self._reserved_usd += usd
                 self._store()
-            return Reservation(account, self._day, usd, tokens)
+            return Reservation(account, usd, tokens)
 
     def settle(self, reservation: Reservation, usd: float, tokens: int) -> None:
         """Put what a call really used in the place of its estimate."""
@@ -156,8 +155,7 @@ class Budget:
             held.usd = max(0.0, held.usd + usd - reservation.usd)
             held.tokens = max(0, held.tokens + tokens - reservation.tokens)
             held.open_calls = max(0, held.open_calls - 1)
-            if reservation.day == self._day:
-                self._reserved_usd = max(0.0, self._reserved_usd - reservation.usd)
+            self._reserved_usd = max(0.0, self._reserved_usd - reservation.usd)
             if usd > 0 or reservation.usd > 0:
                 self._spent_usd += usd
                 if self._reserved_usd <= _ROUNDING_USD:
@@ -182,9 +180,11 @@ class Budget:
         today = self._today()
         if today > self._day:  # a clock that is set back does not give the money back
             self._day = today
-            self._spent_usd = self._reserved_usd = 0.0
+            self._spent_usd = 0.0
             self._refused = False
             self._kept_usd = -1.0  # the file is yesterday's
+            if self._reserved_usd > 0:  # calls that are out across midnight are paid out of the new day
+                self._store()
             self._report()
 
     def _report(self) -> None:

@@ -93,6 +93,7 @@ def repaired(messages: Sequence[ChatMessage], error: VendorError) -> list[ChatMe
         wrong = f"Your answer cannot be used: {error.reason or error}."
         ask = "Answer again with exactly one valid JSON object that fits the schema, without any text around it."
     said = error.answer.text.strip()[:_LONGEST_QUOTED_ANSWER] if error.answer else ""
+    said = said.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be sent back
     if said:
         return [*messages, ChatMessage("assistant", said), ChatMessage("user", f"{wrong} {ask}")]
     if messages and messages[-1].role == "user":  # vendors want turns to alternate, and no empty one

@@ -278,6 +278,8 @@ class HostedChatModel:
     ) -> ChatAnswer:
         self._gate.check()  # who would be refused does not wait for a slot first
         async with self._slots:
+            if self._monotonic() >= deadline:
+                raise TimeoutError  # nothing is reserved, sent or paid for without time for an answer
             self._gate.enter()
             fault: VendorError | None = None
             told = False
