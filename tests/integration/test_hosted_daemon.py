@@ -332,7 +332,7 @@ def test_hosted_agents_leave_policy_prompt_and_cost_and_fall_back_or_abstain_vis
     assert (policy, abstained) == (model, True)
     assert output["abstain_reason"].startswith("malformed: ")
     policy, _, abstained, output = by_case.pop(("2012-01-10", "strategist"))  # of nobody's opinion it makes none
-    assert (policy, abstained, output.get("cost_usd", 0.0)) == (model, True, 0.0)
+    assert (policy, abstained, output.get("cost_usd", 0.0)) == ("rules", True, 0.0)
     prompts = {agent: prompt_hash(agent) for agent in ("technical", "strategist")}
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in prompts.values())
     assert len(set(prompts.values())) == 2
