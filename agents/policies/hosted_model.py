@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -88,6 +89,9 @@ class HostedModelPolicy:
         self._temperature = temperature
         self._key = os.urandom(32) if boundary_key is None else boundary_key
         self._telemetry = telemetry
+        self._lock = threading.Lock()
+        self._failing: set[str] = set()  # kinds of faults since the provider last answered
+        self._covered = 0
         self._system = ChatMessage("system", system_prompt(agent_type))
         self._schema = answer_schema(agent_type)
 
@@ -95,7 +99,7 @@ class HostedModelPolicy:
         """Answer every request; all that have facts are asked at once.
 
         A refused, truncated or malformed answer is an abstention with its reason. At any other fault of the provider the
-        request is answered by rules, shown in `policy`; faults are logged once a batch and counted one by one.
+        request is answered by rules, shown in `policy`; each kind of fault is logged once an outage, all are counted.
         """
         return self._decide(requests, self._temperature)
 
@@ -173,12 +177,24 @@ class HostedModelPolicy:
         return facts.model_copy(update={**fields, **spent, "p_correct": None, "policy": self.name})
 
     def _warn(self, faults: Sequence[ProviderError], asked: int) -> None:
-        if faults:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).items())
+        """Warn of each kind of fault once until the provider answers again: an outage must not fill the log."""
+        kinds = Counter(fault.kind for fault in faults)
+        with self._lock:
+            known, covered = set(self._failing), self._covered
+            if faults:
+                self._failing |= set(kinds)
+                self._covered += len(faults)
+            elif asked:
+                self._failing, self._covered = set(), 0
+        if set(kinds) - known:
             logger.warning(
-                "%s: rules answer %d of %d requests in place of %s (%s): %s",
-                self.agent_type, len(faults), asked, self.name, kinds, faults[0],
+                "%s: rules answer %d of %d requests in place of %s (%s), said once until it answers again: %s",
+                self.agent_type, len(faults), asked, self.name, ", ".join(f"{n} {kind}" for kind, n in kinds.items()), faults[0],
             )  # fmt: skip
+        elif known and not faults and asked:
+            logger.info(
+                "%s: %s answers again, after %d requests that rules answered", self.agent_type, self.name, covered
+            )
 
 
 def _result(future: Future[ChatAnswer], name: str, deadline_s: float) -> ChatAnswer:

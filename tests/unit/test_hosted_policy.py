@@ -249,8 +249,27 @@ def test_where_the_provider_fails_rules_answer_visibly(kind: ProviderFault, capl
     assert outputs[0] == RulesTechnical().decide_many(asked[:1])[0]
     assert telemetry.counts == [("agent_errors_total", {"agent_type": "technical", "error_type": kind})] * 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"technical: rules answer 2 of 3 requests in place of anthropic:claude-test (2 {kind}): the provider said no"
+        f"technical: rules answer 2 of 3 requests in place of anthropic:claude-test (2 {kind}), "
+        "said once until it answers again: the provider said no"
     ]
+
+
+def test_an_outage_is_said_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+    away = [True]
+
+    def answer(question: str) -> Any:
+        if away[0]:
+            raise ProviderError("the provider said no", kind="overload")
+        return opinion("technical", question)
+
+    thinking, _ = policy("technical", answer)
+    with caplog.at_level(logging.INFO, logger=logger.name):
+        for is_away in (True, True, True, False, False, True):
+            away[0] = is_away
+            thinking.decide_many([request("technical")])
+    said = [(record.levelname, record.getMessage().partition(",")[0]) for record in caplog.records]
+    outage = ("WARNING", "technical: rules answer 1 of 1 requests in place of anthropic:claude-test (1 overload)")
+    assert said == [outage, ("INFO", "technical: anthropic:claude-test answers again"), outage]
 
 
 def test_a_model_that_outstays_its_deadline_is_treated_as_one_that_is_away() -> None:
