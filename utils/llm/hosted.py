@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Protocol
 
@@ -61,6 +61,24 @@ class _Usage:
     def tokens(self) -> int:
         """Input and output together."""
         return self.input_tokens + self.output_tokens
+
+
+@dataclass(slots=True)
+class _Call:
+    """One question on its way; times are the monotonic clock's, `key` is empty without a cache.
+
+    `prompt_tokens` are those that the question takes at most, `usage` what its attempts took so far.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    schema: Mapping[str, Any]
+    temperature: float | None
+    account: str
+    key: str
+    prompt_tokens: int
+    asked_at: float
+    deadline: float
+    usage: _Usage = field(default_factory=_Usage)
 
 
 class HostedChatModel:
@@ -134,11 +152,8 @@ class HostedChatModel:
         turns = tuple(messages)
         try:
             key, prompt_tokens = self._identified(turns, schema, temperature)
-            return self._loop.submit(
-                lambda: self._call(
-                    turns, schema, temperature, account, key, prompt_tokens, asked_at, asked_at + deadline_s
-                )
-            )
+            call = _Call(turns, schema, temperature, account, key, prompt_tokens, asked_at, asked_at + deadline_s)
+            return self._loop.submit(lambda: self._answered(call))
         except ProviderError as error:
             self._record(error.kind)
             failed: Future[ChatAnswer] = Future()
@@ -221,36 +236,24 @@ class HostedChatModel:
             raise ProviderError(text, kind="request") from None
         return key, math.ceil(size / BYTES_PER_TOKEN) + _TURN_TOKENS * (len(messages) + 1)
 
-    async def _call(
-        self,
-        messages: tuple[ChatMessage, ...],
-        schema: Mapping[str, Any],
-        temperature: float | None,
-        account: str,
-        key: str,
-        prompt_tokens: int,
-        asked_at: float,
-        deadline: float,
-    ) -> ChatAnswer:
+    async def _answered(self, call: _Call) -> ChatAnswer:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         outcome = "cancelled"
-        usage = _Usage()
+        usage = call.usage
 
         async def ask() -> ChatAnswer:
-            return await self._in_a_slot(
-                messages, schema, temperature, account, prompt_tokens, asked_at, deadline, usage
-            )
+            return await self._in_a_slot(call)
 
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._monotonic())):
-                answer = await (self._cache.answer(key, ask) if self._cache else ask())
+            async with asyncio.timeout(max(0.0, call.deadline - self._monotonic())):
+                answer = await (self._cache.answer(call.key, ask) if self._cache else ask())
             outcome = "cached" if answer.cached else "ok"
             return answer
         except TimeoutError:
             outcome = "timeout"
-            text = f"{self.name}: no answer within {deadline - asked_at:g} s; allow more time or use a faster model"
+            text = f"{self.name}: no answer within {call.deadline - call.asked_at:g} s; allow more time or use a faster model"
             raise ProviderError(text, kind="timeout", cost_usd=usage.usd, tokens=usage.tokens) from None
         except ProviderError as error:
             outcome = error.kind
@@ -265,62 +268,41 @@ class HostedChatModel:
             self._tasks.discard(task)
             self._record(outcome)
 
-    async def _in_a_slot(
-        self,
-        messages: tuple[ChatMessage, ...],
-        schema: Mapping[str, Any],
-        temperature: float | None,
-        account: str,
-        prompt_tokens: int,
-        asked_at: float,
-        deadline: float,
-        usage: _Usage,
-    ) -> ChatAnswer:
+    async def _in_a_slot(self, call: _Call) -> ChatAnswer:
         self._gate.check()  # who would be refused does not wait for a slot first
         async with self._slots:
-            if self._monotonic() >= deadline:
+            if self._monotonic() >= call.deadline:
                 raise TimeoutError  # nothing is reserved, sent or paid for without time for an answer
             self._gate.enter()
             fault: VendorError | None = None
             told = False
             try:
-                answer = await self._attempts(
-                    messages, schema, temperature, account, prompt_tokens, asked_at, deadline, usage
-                )
+                answer = await self._attempts(call)
                 told = True
                 return answer
             except VendorError as error:
                 fault, told = error, True
                 raise
             except asyncio.CancelledError:
-                if self._monotonic() >= deadline:  # the deadline cancelled it, not a person
+                if self._monotonic() >= call.deadline:  # the deadline cancelled it, not a person
                     fault, told = VendorError(f"{self.name}: no answer in time", kind="timeout"), True
                 raise
             finally:
                 self._gate.leave(fault, told=told)
 
-    async def _attempts(
-        self,
-        messages: tuple[ChatMessage, ...],
-        schema: Mapping[str, Any],
-        temperature: float | None,
-        account: str,
-        prompt_tokens: int,
-        asked_at: float,
-        deadline: float,
-        usage: _Usage,
-    ) -> ChatAnswer:
+    async def _attempts(self, call: _Call) -> ChatAnswer:
         attempts = Attempts(self._rng)
-        said: Sequence[ChatMessage] = messages
+        said: Sequence[ChatMessage] = call.messages
+        prompt_tokens, usage = call.prompt_tokens, call.usage
         while True:
             try:
-                raw, content = await self._attempt(said, schema, temperature, account, prompt_tokens, deadline, usage)
+                raw, content = await self._attempt(call, said, prompt_tokens)
             except VendorError as error:
-                step = attempts.after(error, deadline - self._monotonic())
+                step = attempts.after(error, call.deadline - self._monotonic())
                 if step.action == "fail":
                     raise
                 if step.action == "repair":
-                    said = repaired(messages, error)
+                    said = repaired(call.messages, error)
                     prompt_tokens += self._max_output_tokens
                 await asyncio.sleep(step.wait_s)
             else:
@@ -330,29 +312,22 @@ class HostedChatModel:
                     input_tokens=usage.input_tokens,
                     output_tokens=usage.output_tokens,
                     cost_usd=usage.usd,
-                    latency_s=self._monotonic() - asked_at,
+                    latency_s=self._monotonic() - call.asked_at,
                 )
 
     async def _attempt(
-        self,
-        messages: Sequence[ChatMessage],
-        schema: Mapping[str, Any],
-        temperature: float | None,
-        account: str,
-        prompt_tokens: int,
-        deadline: float,
-        usage: _Usage,
+        self, call: _Call, messages: Sequence[ChatMessage], prompt_tokens: int
     ) -> tuple[RawAnswer, dict[str, Any]]:
         estimate = (prompt_tokens, self._max_output_tokens)
-        reservation = self._budget.reserve(self._price.usd(*estimate), sum(estimate), account)
+        reservation = self._budget.reserve(self._price.usd(*estimate), sum(estimate), call.account)
         used = estimate  # what was cut off on the way may be charged in full
         try:
             raw = await self._adapter.ask(
                 messages,
-                schema,
+                call.schema,
                 max_output_tokens=self._max_output_tokens,
-                temperature=temperature,
-                timeout_s=max(0.0, deadline - self._monotonic()) + _VENDOR_GRACE_S,
+                temperature=call.temperature,
+                timeout_s=max(0.0, call.deadline - self._monotonic()) + _VENDOR_GRACE_S,
             )
             used = _tokens(raw, prompt_tokens)
         except VendorError as error:
@@ -364,9 +339,9 @@ class HostedChatModel:
         finally:
             usd = self._price.usd(*used)
             self._budget.settle(reservation, usd, sum(used))
-            usage.input_tokens += used[0]
-            usage.output_tokens += used[1]
-            usage.usd += usd
+            call.usage.input_tokens += used[0]
+            call.usage.output_tokens += used[1]
+            call.usage.usd += usd
             self._charge(sum(used), usd)
         try:
             return raw, json_object(raw.text)
