@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +11,17 @@ from typing import Any
 
 import pytest
 from market_factory import make_request
+from scripted_servers import (
+    AT,
+    CONFIG,
+    SEQUENTIAL,
+    SYMBOLS,
+    Server,
+    decide,
+    market,
+    news_server,
+    with_policies,
+)
 
 from agents.factory import build_agents
 from agents.policies.base import PolicyRequest
@@ -19,7 +29,6 @@ from agents.policies.rules import RulesNews, RulesTechnical
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.embeddings import FeatureHashingEmbedder
 from data_pipeline.feeds.factory import build_feed
-from orchestration.analysis import Analysis
 from orchestration.coordinator import Coordinator
 from orchestration.dynamic_workflow import DynamicWorkflowManager
 from orchestration.execution.portfolio import Portfolio
@@ -31,84 +40,7 @@ from utils.hashing import canonical_json
 from utils.schema import OUTPUT_MODELS, AgentOutput, AgentType, MarketUpdate, NewsItem, ValidatorOutput
 from utils.settings import OrchestratorConfig
 
-SYMBOLS = ("AAPL", "GOOG", "IBM", "MSFT")
-AT = datetime(2012, 6, 4, 20, tzinfo=UTC)
-CONFIG = OrchestratorConfig(streaming_symbols=SYMBOLS, replay_start="2012-06-04", replay_end="2012-06-06")
-
-SEQUENTIAL = OrchestratorConfig(
-    streaming_symbols=SYMBOLS,
-    replay_start="2012-06-04",
-    replay_end="2012-06-06",
-    workflow={"mode": "sequential"},
-)
-
-
-@pytest.fixture(scope="module")
-def market() -> Any:
-    feed = build_feed(CONFIG)
-    store = AsOfStore(feed.calendar)
-    for update in feed.history():
-        store.add(update)
-    for instant in feed.instants():
-        for update in instant.updates:
-            store.add(update)
-    return store, feed
-
-
-class Server:
-    """Stands for a model: says what it is told to, counts and records who asked."""
-
-    name = "test:model"
-    prompt_hash = "h1"
-    reads_experiences = False
-
-    def __init__(self, agent_type: AgentType, recommendation: str, confidence: float, *, waits: bool = True) -> None:
-        self.agent_type = agent_type
-        self.waits = waits
-        self.said = (recommendation, confidence)
-        self.asked: list[tuple[str, ...]] = []
-        self.news: list[int] = []
-        self.fail_at: int | None = None
-        self.meeting: threading.Barrier | None = None
-        self._lock = threading.Lock()
-
-    def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        with self._lock:
-            self.asked.append(tuple(request.snapshot.symbol for request in requests))
-            self.news += [len(request.snapshot.news) for request in requests]
-            if self.fail_at is not None and len(self.asked) >= self.fail_at:
-                raise KeyboardInterrupt
-        if self.meeting:
-            self.meeting.wait()
-        facts: list[AgentOutput] = [
-            OUTPUT_MODELS[self.agent_type](
-                agent_type=self.agent_type,
-                symbol=r.snapshot.symbol,
-                as_of=r.snapshot.as_of,
-                recommendation="hold",
-                confidence=0.5,
-            )
-            for r in requests
-            if self.agent_type != "technical"
-        ] or RulesTechnical().decide_many(requests)
-        recommendation, confidence = self.said
-        return [
-            fact.model_copy(update={"recommendation": recommendation, "confidence": confidence, "policy": self.name})
-            for fact in facts
-        ]  # fmt: skip
-
-
-def decide(market: Any, coordinator: Coordinator, symbols: Sequence[str] = SYMBOLS) -> list[Analysis]:
-    store, feed = market
-    coordinator.attach(store, feed.calendar, feed.symbols, Portfolio(cash=1e5))
-    return coordinator.analyze(store.as_of(AT), date(2012, 6, 4), symbols, Portfolio(cash=1e5))
-
-
-def with_policies(*policies: Any, config: OrchestratorConfig = CONFIG, **arguments: Any) -> Coordinator:
-    coordinator = Coordinator(config, **arguments)
-    for policy in policies:
-        coordinator.set_policy(policy.agent_type, policy)
-    return coordinator
+__all__ = ["market"]
 
 
 def test_a_computing_policy_is_asked_once_about_all_symbols(market: Any) -> None:
@@ -276,118 +208,6 @@ def test_a_crash_in_the_middle_repeats_no_finished_call(market: Any, tmp_path: P
     assert path.read_bytes() == b""
 
 
-def graph_of(analysis: Analysis) -> dict[str, list[str]]:
-    return dict(analysis.decision.workflow[0]["steps"])
-
-
-def foreseeing(monkeypatch: pytest.MonkeyPatch, news: str, technical: str) -> None:
-    """Let the rules beside the servers say what they are told to."""
-    for name, policy, said in (("news", RulesNews, news), ("technical", RulesTechnical, technical)):
-
-        def decided(self: Any, requests: Sequence[PolicyRequest], name: str = name, said: str = said) -> list[Any]:
-            return [
-                OUTPUT_MODELS["news"](symbol=r.snapshot.symbol, as_of=AT, recommendation=said, confidence=0.6)
-                for r in requests
-            ]
-
-        monkeypatch.setattr(policy, "decide_many", decided)
-
-
-def news_server(name: AgentType, recommendation: str, confidence: float) -> Server:
-    server = Server(name, recommendation, confidence)
-
-    def decide_many(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        server.asked.append(tuple(r.snapshot.symbol for r in requests))
-        return [
-            OUTPUT_MODELS["news"](
-                symbol=r.snapshot.symbol,
-                as_of=AT,
-                recommendation=recommendation,
-                confidence=confidence,
-                policy="test:model",
-            )
-            for r in requests
-        ]
-
-    server.decide_many = decide_many  # type: ignore[method-assign]
-    return server
-
-
-def test_where_the_rules_foresee_no_agreement_all_analysts_start_at_once(
-    market: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    foreseeing(monkeypatch, "buy", "sell")
-    servers = [news_server(name, "buy", 0.8) for name in ("news", "technical", "fundamental")]
-    coordinator = with_policies(*servers)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    assert graph_of(analysis) == {"news": [], "technical": [], "fundamental": []}
-    assert analysis.decision.workflow[0]["foreseen"] == {"news": "buy", "technical": "sell"}
-    assert [len(server.asked) for server in servers] == [1, 1, 1]
-
-
-def test_where_the_rules_foresee_agreement_the_third_is_held_back_and_spared(
-    market: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    foreseeing(monkeypatch, "buy", "strong_buy")
-    servers = [news_server(name, "buy", 0.8) for name in ("news", "technical", "fundamental")]
-    coordinator = with_policies(*servers)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    assert graph_of(analysis)["fundamental"] == ["news", "technical"]
-    assert [len(server.asked) for server in servers] == [1, 1, 0]
-    assert "skip_redundant_high_agreement" in [e.get("rule") for e in analysis.decision.workflow]
-
-
-def test_a_held_back_agent_starts_once_nothing_can_spare_it_any_more(
-    market: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    foreseeing(monkeypatch, "buy", "buy")
-    doubtful = news_server("technical", "buy", 0.6)
-    gate = threading.Event()
-    slow, last = news_server("news", "buy", 0.8), news_server("fundamental", "buy", 0.6)
-    tell, wait = slow.decide_many, last.decide_many
-
-    def slowly(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        assert gate.wait(20), "the third agent did not start while the first was still asked"
-        return tell(requests)
-
-    def at_last(requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        gate.set()
-        return wait(requests)
-
-    slow.decide_many, last.decide_many = slowly, at_last  # type: ignore[method-assign]
-    coordinator = with_policies(slow, doubtful, last, timer=time.perf_counter)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    rules = {e["rule"]: e["why"] for e in analysis.decision.workflow if e["event"] == "rewrite"}
-    assert rules["start_unsparable"] == {"technical": 0.6}
-    assert len(last.asked) == 1
-
-
-def test_a_strategist_with_nothing_to_weigh_is_not_asked(market: Any) -> None:
-    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental", "strategist")]
-    coordinator = with_policies(*servers)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    assert servers[3].asked == []
-    assert analysis.decision.strategist.recommendation == "hold"
-    assert analysis.decision.strategist.policy == "rules"
-    event = next(e for e in analysis.decision.workflow if e.get("rule") == "spare_strategist")
-    assert event["why"] == {"without_side": ["fundamental", "news", "technical"]}
-    assert replay_trace(analysis.decision.workflow).rewrite_history[-1].rule == "spare_strategist"
-
-
-def test_a_sequential_workflow_asks_everyone_and_the_strategist(market: Any) -> None:
-    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental")]
-    strategist = Server("strategist", "hold", 0.6)
-    coordinator = with_policies(*servers, strategist, config=SEQUENTIAL)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    assert [len(server.asked) for server in (*servers, strategist)] == [1, 1, 1, 1]
-    assert graph_of(analysis)["fundamental"] == ["news", "technical"]
-
-
 def test_a_text_of_a_model_that_instructs_its_judge_quarantines_the_decision(market: Any) -> None:
     server = Server("technical", "buy", 0.6)
     answers = server.decide_many
@@ -473,24 +293,6 @@ def test_both_answers_of_an_agent_who_is_asked_twice_are_paid_for(market: Any) -
     (analysis,) = decide(market, coordinator, ("AAPL",))
     coordinator.close()
     assert (len(policy.asked), analysis.decision.agents["technical"].cost_usd) == (2, 0.5)
-
-
-def test_a_strategist_is_asked_where_the_validator_reads_a_side_out_of_signals(market: Any) -> None:
-    servers = [news_server(name, "hold", 0.6) for name in ("news", "technical", "fundamental")]
-    for server, value in zip(servers, (0.9, -0.4, 0.0), strict=True):
-        tell = server.decide_many
-
-        def with_signal(requests: Sequence[PolicyRequest], tell: Any = tell, value: float = value) -> list[AgentOutput]:
-            return [o.model_copy(update={"signals": {"flow": value}}) for o in tell(requests)]
-
-        server.decide_many = with_signal  # type: ignore[method-assign]
-    strategist = Server("strategist", "hold", 0.6)
-    coordinator = with_policies(*servers, strategist)
-    (analysis,) = decide(market, coordinator, ("AAPL",))
-    coordinator.close()
-    assert analysis.decision.validator is not None
-    assert analysis.decision.validator.recommendation == "buy"
-    assert len(strategist.asked) == 1
 
 
 def test_rules_that_break_before_a_server_is_asked_cost_no_other_symbol(
