@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay_end", metavar="DATE", help="last day to decide on")
     parser.add_argument("--replay_speed", metavar="N|max", help="times real time, or max")
     parser.add_argument("--agents", help="auto, rules, local, anthropic, openai or gemini")
-    parser.add_argument("--judges", metavar="auto|LIST", help="auto, or names such as local")
+    parser.add_argument(
+        "--judges", nargs="+", metavar="auto|LIST", help="auto, or some of anthropic, openai, gemini, local"
+    )
     parser.add_argument(
         "--metrics_port", metavar="N", help="port of /metrics, /health, /ready, /status and /; 0 = any free"
     )

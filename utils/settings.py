@@ -199,6 +199,11 @@ class OrchestratorConfig(BaseModel):
             )
         return value
 
+    @field_validator("judges", mode="before")
+    @classmethod
+    def _judge_names(cls, value: Any) -> Any:
+        return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:

@@ -315,3 +315,8 @@ def test_places_ports_and_secrets_do_not_make_another_run() -> None:
 )
 def test_whatever_decisions_depend_on_makes_another_run(change) -> None:
     assert OrchestratorConfig(**change).identity() != OrchestratorConfig().identity()
+
+
+@pytest.mark.parametrize("judges", [["anthropic", "local"], ("anthropic", "local"), "anthropic local"])
+def test_judges_may_be_given_as_a_list_or_in_one_word(judges: Any) -> None:
+    assert OrchestratorConfig(judges=judges).judges == "anthropic local"
