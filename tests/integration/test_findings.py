@@ -53,6 +53,8 @@ class Buying:
     agent_type = "strategist"
     name = "rules"
     reads_experiences = False
+    waits = False
+    prompt_hash: str | None = None
 
     def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
         return [self._buy(request) for request in requests]
