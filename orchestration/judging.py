@@ -317,7 +317,7 @@ class Judging:
                 daily_volatility=row.market_state.get("inputs", {}).get("daily_volatility", 0.0),
                 portfolio=PortfolioState(**portfolio) if portfolio else None,
                 agents=agents,
-                report=_report(output, found.get(row.trajectory_id, ())),
+                report=_report(output, found.get(row.trajectory_id, ()), row.not_checked or ()),
             )
             items.append(
                 JudgeItem(row.trajectory_id, row.decision_id or "", output, context, row.attempts, row.cost_usd)
@@ -346,7 +346,7 @@ class Judging:
         self._calibrated_until = until
 
 
-def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:
+def _report(output: AgentOutput, found: Sequence[Finding], not_checked: Sequence[str]) -> ErrorReport:
     """Return the stored findings of an output as the report they came from."""
     errors = [
         ErrorInstance(
@@ -354,7 +354,7 @@ def _report(output: AgentOutput, found: Sequence[Finding]) -> ErrorReport:
         )
         for f in found
     ]  # fmt: skip
-    return report_of(output.agent_type, errors, output.as_of, {})
+    return report_of(output.agent_type, errors, output.as_of, dict.fromkeys(not_checked, "as stored"))
 
 
 def _flagged(flag: GuardFlag) -> dict[str, str]:

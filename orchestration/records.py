@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -12,13 +12,14 @@ from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.error_catalogue import CATALOGUE
 from evaluation.error_taxonomy import ErrorReport
+from orchestration.analysis import Analysis
 from orchestration.conflict_history import resolved_events
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from orchestration.retrieval import state_before_decision
 from utils.clock import isoformat
 from utils.ids import derived_id
 from utils.market_regime_detector import RegimeDetection
-from utils.schema import AgentOutput, Decision, MarketSnapshot, PortfolioState, StrategistOutput, TechnicalOutput
+from utils.schema import AgentOutput, Decision, MarketSnapshot, StrategistOutput, TechnicalOutput
 
 
 def decision_id(run_id: str, symbol: str, as_of: datetime) -> str:
@@ -32,31 +33,24 @@ def trajectory_ids(run_id: str, decision: Decision) -> dict[str, str]:
 
 
 def trajectories_of(
-    run_id: str,
-    identities: Mapping[str, str],
-    decision: Decision,
-    snapshot: MarketSnapshot,
-    regime: RegimeDetection,
-    horizon: str,
-    embedder: Embedder,
-    similar: Mapping[str, Sequence[str]],
-    portfolio: PortfolioState | None,
-    prompts: Mapping[str, str],
+    run_id: str, identities: Mapping[str, str], analysis: Analysis, horizon: str, embedder: Embedder
 ) -> list[Trajectory]:
     """Return the trajectories of a decision under their identities, the strategist's last.
 
-    `similar` names, by agent, the experiences that it was given, `prompts` the hash of what a hosted model was instructed
-    with. Abstentions carry no embedding, nor does any where the
-    embedder works in the background.
+    Abstentions carry no embedding, nor does any where the embedder works in the background.
     """
+    decision, snapshot, portfolio = analysis.decision, analysis.snapshot, analysis.portfolio
     outputs: list[AgentOutput] = [*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist]
     rows = []
     for output in outputs:
-        state = _market_state(output, snapshot, regime)
+        state = _market_state(output, snapshot, analysis.regime)
         trace: dict[str, Any] = {"output": output.model_dump(mode="json", exclude_defaults=True)}
         inputs = _inputs(output.agent_type, snapshot)
-        if output.agent_type in prompts:
-            inputs["prompt"] = prompts[output.agent_type]
+        if output.agent_type in analysis.prompts:
+            inputs["prompt"] = analysis.prompts[output.agent_type]
+        report = analysis.reports.get(output.agent_type)
+        if report is not None and report.not_checked:
+            trace["not_checked"] = sorted(map(str, report.not_checked))
         size = stop = take = None
         if isinstance(output, StrategistOutput):
             trace["decision"] = decision.canonical()
@@ -87,7 +81,7 @@ def trajectories_of(
                 policy=output.policy,
                 evidence_hash=snapshot.content_hash,
                 workflow_trace=trace,
-                similar_ids=similar.get(output.agent_type),
+                similar_ids=analysis.similar.get(output.agent_type) or None,
                 horizon=horizon,
                 embedding=embedder.embed(state) if embedder.inline and not output.abstained else None,
             )

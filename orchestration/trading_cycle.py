@@ -241,18 +241,7 @@ class TradingCycle:
         self._telemetry.count("risk_clamps_total", gate=clamp.gate)
 
     def _rows(self, analysis: Analysis, identities: Mapping[str, str]) -> list[Trajectory]:
-        return trajectories_of(
-            self._run_id,
-            identities,
-            analysis.decision,
-            analysis.snapshot,
-            analysis.regime,
-            self._config.decision.horizon,
-            self._embedder,
-            {name: known for name, known in analysis.similar.items() if known},
-            analysis.portfolio,
-            analysis.prompts,
-        )
+        return trajectories_of(self._run_id, identities, analysis, self._config.decision.horizon, self._embedder)
 
     def _regime_changes(self, analyses: list[Analysis]) -> list[RegimeChange]:
         changes = []

@@ -106,13 +106,14 @@ class Waiting:
     output: Mapping[str, Any]
     market_state: Mapping[str, Any]
     agent_inputs: Mapping[str, Any]
+    not_checked: Sequence[str] | None
     attempts: int
     cost_usd: float
 
 
 _WAITING = (
     "SELECT t.trajectory_id, t.decision_id, t.agent_type, t.as_of, t.workflow_trace->'output', t.market_state, t.agent_inputs, "
-    "coalesce(e.attempts, 0), coalesce(e.cost_usd, 0) FROM trajectories t "
+    "t.workflow_trace->'not_checked', coalesce(e.attempts, 0), coalesce(e.cost_usd, 0) FROM trajectories t "
 )
 _OLDEST_FIRST = ' ORDER BY t.as_of, t.symbol COLLATE "C", t.agent_type'
 

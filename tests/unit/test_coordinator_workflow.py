@@ -89,18 +89,7 @@ def test_the_trace_is_stored_with_the_strategists_trajectory_and_replays(market:
     coordinator = with_policies(Server("news", "sell", 0.8, waits=False), Server("technical", "buy", 0.6, waits=False))
     (analysis,) = decide(market, coordinator, ("AAPL",))
     decision = analysis.decision
-    rows = trajectories_of(
-        "run",
-        trajectory_ids("run", decision),
-        decision,
-        analysis.snapshot,
-        analysis.regime,
-        "5d",
-        FeatureHashingEmbedder(),
-        {},
-        analysis.portfolio,
-        analysis.prompts,
-    )
+    rows = trajectories_of("run", trajectory_ids("run", decision), analysis, "5d", FeatureHashingEmbedder())
     stored = rows[-1].workflow_trace
     assert stored is not None
     assert canonical_json(stored["steps"]) == canonical_json(decision.workflow)
