@@ -60,7 +60,7 @@ AIM_OWN_CPU_MS = 30.0
 WALL_SYMBOLS = ("AAPL", "AMZN", "GOOG", "CSCO", "MSFT", "PFE", "T", "WMT")
 WALL_PERIOD = (date(2014, 10, 1), date(2014, 11, 28))
 WALL_DECISIONS = 100
-DECLARED_PERIOD = (date(2014, 3, 3), date(2015, 2, 27))
+DECLARED_PERIOD = (date(2014, 10, 1), date(2015, 1, 30))
 HOSTED_DECISIONS = 20
 HORIZON = 5
 ONE_WAY_COST = 8e-4
@@ -191,7 +191,7 @@ class _Counted:
 
 
 def declared() -> dict[str, Any]:
-    """Latency along the critical path, calls and rewards over all symbols and a year, three ways."""
+    """Latency along the critical path, calls and rewards over all symbols and 84 sessions, three ways."""
     folder = os.environ.get("REPLAY_DATA_DIR")
     if not folder:
         print("  declared latencies       skipped: REPLAY_DATA_DIR names no replay folder")
