@@ -104,6 +104,7 @@ def test_spending_survives_a_restart_and_ends_with_the_day(tmp_path: Path) -> No
     path = tmp_path / "llm" / "spending.json"
     first = Budget(1.0, path=path, today=lambda: DAY)
     first.settle(first.reserve(0.7, 1), 0.6, 1)
+    first.close()
     again = Budget(1.0, path=path, today=lambda: DAY)
     assert again.spent_today == pytest.approx(0.6)
     refused(again, 0.5)
@@ -135,7 +136,18 @@ def test_the_first_call_of_a_new_day_is_kept_too(tmp_path: Path) -> None:
     budget.settle(budget.reserve(0.9, 1), 0.9, 1)
     calendar.day = date(2026, 11, 28)
     budget.settle(budget.reserve(0.2, 1), 0.2, 1)
+    budget.close()
     assert Budget(1.0, path=path, today=calendar).spent_today == pytest.approx(0.2)
+
+
+def test_calls_one_after_another_write_the_file_once_in_a_hundredth_of_the_day(tmp_path: Path) -> None:
+    path, written = tmp_path / "spending.json", set()
+    budget = Budget(1.0, path=path, today=lambda: DAY)
+    for _ in range(100):
+        budget.settle(budget.reserve(0.002, 1), 0.001, 1)
+        written.add(path.read_text())
+    assert 5 <= len(written) <= 15
+    assert 0.1 <= Budget(1.0, path=path, today=lambda: DAY).spent_today <= 0.12
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"day": "2026-11-27", "usd": NaN}', '{"day": "soon", "usd": 1}'])

@@ -160,10 +160,15 @@ class Budget:
                 self._spent_usd += usd
                 if self._reserved_usd <= _ROUNDING_USD:
                     self._reserved_usd = 0.0
-                    self._write(self._spent_usd)
-                else:
-                    self._store()
+                self._store()
                 self._report()
+
+    def close(self) -> None:
+        """Make the file say exactly what is spent, and what calls that are still out may take."""
+        with self._lock:
+            self._turn_of_day()
+            if self._kept_usd != self._spent_usd + self._reserved_usd and self._kept_usd > 0:
+                self._write(self._spent_usd + self._reserved_usd)
 
     def _account(self, name: str) -> _Account:
         if not name:
@@ -210,8 +215,8 @@ class Budget:
     def _store(self) -> None:
         """Keep at least what is spent and reserved: after a crash, calls that were out count with their estimate.
 
-        While calls are out the file runs a hundredth of the day ahead, so that it is not written for each of many; once
-        none is, it is exact. It is not forced to disk: a crash of the process loses nothing.
+        The file runs up to a hundredth of the day ahead, so that it is not written for each call; `close` makes it exact. It
+        is not forced to disk: a crash of the process loses nothing.
         """
         committed = self._spent_usd + self._reserved_usd
         if committed > self._kept_usd:

@@ -159,6 +159,7 @@ class ChatModels:
             self._closed = True
             models = tuple(self._models.values())
         _close(self._loop, models)
+        self._budget.close()
 
     def _key(self, provider: str) -> str | None:
         secret = getattr(self._config, f"{provider}_api_key", None)
