@@ -17,7 +17,7 @@ from agents.senior.strategist_agent import StrategistAgent
 from agents.validator_agent import ValidatorAgent
 from utils.errors import ConfigError
 from utils.llm.base import ChatModel
-from utils.llm.factory import HOSTED, ChatModels
+from utils.llm.factory import HOSTED, ChatModels, keyed_providers
 from utils.schema import AgentType
 from utils.settings import ENVIRONMENT, OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
@@ -85,13 +85,13 @@ def hosted_provider(config: OrchestratorConfig) -> str | None:
         If a provider is configured and has no key.
     """
     if config.agents in HOSTED:
-        if getattr(config, f"{config.agents}_api_key") is None:
+        if config.agents not in keyed_providers(config):
             variable = ENVIRONMENT[f"{config.agents}_api_key"]
             raise ConfigError(f"agents: {config.agents!r} needs a key; set {variable} or choose auto or rules")
         return config.agents
     if config.agents != "auto":
         return None
-    return next((p for p in HOSTED if getattr(config, f"{p}_api_key") is not None), None)
+    return next(iter(keyed_providers(config)), None)
 
 
 def local_policy(agent_type: str, version: str, base_dir: Path, adapter_dir: Path, sha256: str) -> Policy:

@@ -9,7 +9,7 @@ from typing import Any
 
 from judge.multi_judge_consensus import MultiJudgeConsensus
 from utils.errors import ConfigError, nearest
-from utils.llm.factory import HOSTED, ChatModels
+from utils.llm.factory import HOSTED, ChatModels, keyed_providers
 from utils.settings import OrchestratorConfig
 
 LOCAL = "local"
@@ -28,7 +28,7 @@ def judge_configs(config: OrchestratorConfig) -> list[dict[str, Any]]:
     """
     names = config.judges.replace(",", " ").split()
     if names == ["auto"] or not names:
-        names = [provider for provider in HOSTED if getattr(config, f"{provider}_api_key") is not None] + [LOCAL]
+        names = [*keyed_providers(config), LOCAL]
     known = (*HOSTED, LOCAL)
     for name in names:
         if name not in known:

@@ -140,7 +140,7 @@ def _identity(config: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _provider(name: str, config: Mapping[str, Any]) -> str:
-    from utils.llm.factory import PROVIDER_PREFIXES
+    from utils.llm.factory import PROVIDER_PREFIXES, provider_of
 
     provider, model = config.get("provider"), config.get("model")
     known = tuple(dict.fromkeys(PROVIDER_PREFIXES.values()))
@@ -149,12 +149,12 @@ def _provider(name: str, config: Mapping[str, Any]) -> str:
             hint = nearest(str(provider), known)
             raise ConfigError(f"judges.{name}.provider: {provider!r} is none of {', '.join(known)}{hint}")
         return str(provider)
-    for prefix, found in PROVIDER_PREFIXES.items():
-        if isinstance(model, str) and model.startswith(prefix):
-            return found
-    raise ConfigError(
-        f"judges.{name}.model: {model!r} names no known provider; begin it with {', '.join(PROVIDER_PREFIXES)} or set provider"
-    )
+    try:
+        return provider_of(str(model))
+    except ConfigError:
+        raise ConfigError(
+            f"judges.{name}.model: {model!r} names no known provider; begin it with {', '.join(PROVIDER_PREFIXES)} or set provider"
+        ) from None
 
 
 def _built(

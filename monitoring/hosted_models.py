@@ -6,7 +6,8 @@ status, log and metrics say so.
 
 from __future__ import annotations
 
-from utils.llm.factory import HOSTED, ChatModels
+from judge.configured_panel import judge_configs
+from utils.llm.factory import HOSTED, ChatModels, keyed_providers
 from utils.logs import logger
 from utils.settings import ENVIRONMENT, OrchestratorConfig
 from utils.telemetry import Telemetry
@@ -14,8 +15,8 @@ from utils.telemetry import Telemetry
 
 def open_chat_models(config: OrchestratorConfig, *, replay: bool, telemetry: Telemetry) -> ChatModels | None:
     """Return what hosted models are called by, None where the configuration has no use for any; warn of judges without a key."""
-    keys = [provider for provider in HOSTED if getattr(config, f"{provider}_api_key") is not None]
-    named = [name for name in config.judges.replace(",", " ").split() if name in HOSTED]
+    keys = keyed_providers(config)
+    named = [judge["id"] for judge in judge_configs(config) if judge["provider"] in HOSTED]
     for name in named:
         if name not in keys:
             variable = ENVIRONMENT[f"{name}_api_key"]

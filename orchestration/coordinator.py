@@ -206,9 +206,9 @@ class Coordinator:
         foreseen = steps.foreseen(index, first) if mode == "adaptive" and len(agents) > len(first) else {}
         graph = WorkflowGraph.routed(agents, mode)
         if foreseen:
-            sides = {name: direction(output.recommendation) for name, output in foreseen.items()}
-            about["foreseen"] = {name: foreseen[name].recommendation for name in sides}
-            if len(set(sides.values())) > 1 or 0 in sides.values():
+            about["foreseen"] = {name: output.recommendation for name, output in foreseen.items()}
+            sides = set(map(direction, about["foreseen"].values()))
+            if len(sides) > 1 or 0 in sides:
                 graph = WorkflowGraph.together(agents)
         return self._workflows.begin(graph, steps.variations(index), about, eager=bool(foreseen))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -93,9 +93,7 @@ def judging_context(
     if output.agent_type == "strategist":
         context["agent_outputs"] = dict(agents)
         if portfolio is not None:
-            context["portfolio"] = {
-                "equity": portfolio.equity, "cash": portfolio.cash, "weights": dict(portfolio.weights),
-            }  # fmt: skip
+            context["portfolio"] = asdict(portfolio)
     return context
 
 
@@ -225,9 +223,8 @@ class Judging:
             self._unstored = graded
             raise
         self._handled.update(item.trajectory_id for item in items if not item.attempts)
-        for row, result in zip(rows, results, strict=True):
+        for item, row, result in zip(items, rows, results, strict=True):
             self._tell(row, result)
-        for item, result in zip(items, results, strict=True):
             self._note(item, result)
         scores = {row.trajectory_id: row.final_score for row in rows if row.status == "ok"}
         self._on_scores({name: score for name, score in scores.items() if score is not None})

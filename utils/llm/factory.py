@@ -55,6 +55,11 @@ _PROBE_S = 5.0
 _CLOSE_S = 5.0
 
 
+def keyed_providers(config: OrchestratorConfig) -> list[str]:
+    """Return the hosted providers that a configuration has a key for, in order of preference."""
+    return [provider for provider in HOSTED if getattr(config, f"{provider}_api_key") is not None]
+
+
 class ChatModels:
     """Every model of a run.
 
