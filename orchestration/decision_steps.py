@@ -13,7 +13,7 @@ from typing import Any
 
 from agents.base_agent import Agent, Variation, narrowed
 from agents.conflicts.detection import opinions
-from agents.policies.base import PolicyRequest
+from agents.policies.base import PastExperience, PolicyRequest
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal, step_key
 from orchestration.workflow_graph import WorkflowGraph
@@ -53,8 +53,8 @@ class OpenCase:
         The analysts' and the validator's outputs, once their run is over.
     portfolio : PortfolioState or None
         What the strategist knows of it.
-    similar : dict of str to tuple of str
-        The experiences that each agent was given, by identity.
+    experiences : dict of str to tuple of PastExperience
+        Those that each agent was given.
     varied : dict of str to Variation
         The questions that were, or could be, asked once more.
     failures : dict of str to str
@@ -67,13 +67,18 @@ class OpenCase:
     run: WorkflowRun = field(init=False)
     opinions: Mapping[str, AgentOutput] = field(default_factory=dict)
     portfolio: PortfolioState | None = None
-    similar: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    experiences: dict[str, tuple[PastExperience, ...]] = field(default_factory=dict)
     varied: dict[str, Variation] = field(default_factory=dict)
     _analysis: list[Event] = field(default_factory=list)
     _failures: dict[str, str] = field(default_factory=dict)
     _analysts_ms: float = 0.0
     spared: bool = False
     """Whether the strategist's rules answer, since no analyst takes a side."""
+
+    @property
+    def similar(self) -> Mapping[str, tuple[str, ...]]:
+        """The experiences that each agent was given, by identity."""
+        return {name: tuple(past.trajectory_id for past in given) for name, given in self.experiences.items()}
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -251,7 +256,7 @@ class DecisionSteps:
         memory, agent = self._memory, self._agents.get(name)
         if memory is not None and agent is not None and memory.serves(agent.policy):
             request = replace(request, experiences=memory.recall(name, case.snapshot, case.regime))
-        case.similar[name] = tuple(experience.trajectory_id for experience in request.experiences)
+        case.experiences[name] = request.experiences
         return request
 
     def _asked(self, name: str, agent: Agent, questions: Sequence[_Question]) -> list[AgentOutput]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.policies.state_text import prompt_messages
 from utils.errors import ProviderError
 
 MAX_NEW_TOKENS = 96
@@ -71,27 +70,10 @@ class DecisionGenerator:
         self._tokenizer: Any = tokenizer
         self._model: Any = model.to(self._device).eval()
 
-    def generate(self, state_texts: Sequence[str], *, on_batch: Callable[[int, int], None] | None = None) -> list[str]:
-        """Return the answer to each state, in order.
-
-        Parameters
-        ----------
-        state_texts : sequence of str
-            From `technical_state_text`.
-        on_batch : callable, optional
-            Called after each batch with (done, total).
-
-        Raises
-        ------
-        ProviderError
-            If generation fails or the model was closed.
-        """
-        return self.answer([prompt_messages(text) for text in state_texts], on_batch=on_batch)
-
     def answer(
         self, conversations: Sequence[list[dict[str, str]]], *, on_batch: Callable[[int, int], None] | None = None
     ) -> list[str]:
-        """Return the answer to each conversation; `generate` on messages that are already written."""
+        """Return the answer to each conversation, in order."""
         answers: list[str] = []
         for start in range(0, len(conversations), MAX_BATCH):
             with self._lock:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pydantic import ValidationError
 
 from agents.policies.decision_generator import DecisionGenerator
-from agents.policies.state_text import prompt_hash
+from agents.policies.local.decisions import prompt_hash, stated_experiences
 from training.launcher import die_with_parent
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult
 from training.small_base_model import Recipe, resolve_base_model
@@ -40,6 +40,10 @@ STOPPED = 143
 
 LOSS_WINDOW = 10
 """Steps over which the final loss is averaged: the loss of one batch says little."""
+
+
+LEAST_EXPERIENCED = 0.1
+"""Share of the examples that must show past experiences for the adapter to be shown them when it serves."""
 
 
 class StopRequested(Exception):
@@ -120,7 +124,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
         base_sha256=base_sha256,
         adapter_dir=adapter_dir,
         adapter_sha256=sealed.digest,
-        prompt_sha256=prompt_hash(),
+        prompt_sha256=prompt_hash(job.agent_type),
         predictions=predictions,
         champion_predictions=champion_predictions,
         metrics={**metrics, "total_wall_s": time.monotonic() - session.started},
@@ -201,7 +205,13 @@ def _train(
     if not metrics["final_loss"] < float("inf"):
         raise TrainingFailed(f"training diverged: the loss ended at {metrics['final_loss']}")
     if trainer.is_world_process_zero():
-        meta = {"identity": identity, "base_sha256": base_sha256, "metrics": metrics}
+        meta = {
+            "identity": identity,
+            "base_sha256": base_sha256,
+            "metrics": metrics,
+            "agent_type": job.agent_type,
+            "reads_experiences": stated_experiences(example["messages"] for example in examples) >= LEAST_EXPERIENCED,
+        }
         _save_adapter(job, trainer.model, base_dir, meta)
     trainer.accelerator.wait_for_everyone()
     del trainer, model
