@@ -67,7 +67,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the identity of the recipe; examples are part of it, so a change of any template is a new model."""
-        examples = [pretraining_batch(random.Random(seed), self.follow_share, 1) for seed in range(64)]
+        examples = [pretraining_example(random.Random(seed), self.follow_share) for seed in range(64)]
         prompts = [prompt_text(agent_type) for agent_type in LOCAL_AGENTS]
         return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, LANGUAGE, prompts, examples])
 
@@ -156,14 +156,9 @@ def net_evidence(agent_type: str, state_text: str) -> float:
     return sum(votes) / len(votes)
 
 
-def pretraining_batch(rng: random.Random, follow_share: float, size: int) -> list[tuple[str, str, str]]:
-    """Draw an agent and examples of it: of one, so that a batch has states of about one length and little padding."""
+def pretraining_example(rng: random.Random, follow_share: float) -> tuple[str, str, str]:
+    """Draw an agent, a synthetic state of it and a decision on that: agent type, state, answer."""
     agent_type = rng.choices(tuple(AGENT_SHARES), tuple(AGENT_SHARES.values()))[0]
-    return [pretraining_example(rng, follow_share, agent_type) for _ in range(size)]
-
-
-def pretraining_example(rng: random.Random, follow_share: float, agent_type: str) -> tuple[str, str, str]:
-    """Draw a synthetic state of an agent and a decision on it: agent type, state, answer."""
     values = {**_SYNTHETIC[agent_type](rng, rng.gauss(0, 1)), "regime": rng.choice(REGIME_LABELS)}
     if rng.random() < 0.15:
         values |= {"past": rng.randint(1, 10), "pbuy": rng.gauss(0, 1), "psell": rng.gauss(0, 1)}
@@ -271,8 +266,8 @@ def _build(folder: Path, recipe: Recipe, progress: StepProgress | None) -> None:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     rng = random.Random(recipe.seed)
-    batches = [pretraining_batch(rng, recipe.follow_share, recipe.batch_size) for _ in range(recipe.steps)]
-    tokenizer = _train_tokenizer(recipe, [example for batch in batches for example in batch][:2000])
+    examples = [pretraining_example(rng, recipe.follow_share) for _ in range(recipe.steps * recipe.batch_size)]
+    tokenizer = _train_tokenizer(recipe, examples[:2000])
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -290,7 +285,7 @@ def _build(folder: Path, recipe: Recipe, progress: StepProgress | None) -> None:
         dtype="float32",
     )
     model = AutoModelForCausalLM.from_config(config)
-    _pretrain(model, tokenizer, batches, recipe, progress)
+    _pretrain(model, tokenizer, examples, recipe, progress)
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -326,7 +321,7 @@ def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str, str]]) -> An
 
 
 def _pretrain(
-    model: Any, tokenizer: Any, batches: list[list[tuple[str, str, str]]], recipe: Recipe, progress: StepProgress | None
+    model: Any, tokenizer: Any, examples: list[tuple[str, str, str]], recipe: Recipe, progress: StepProgress | None
 ) -> None:
     import torch
 
@@ -339,7 +334,8 @@ def _pretrain(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    for step, batch in enumerate(batches):
+    for step in range(recipe.steps):
+        batch = examples[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         loss = model(**_pretraining_batch(tokenizer, batch)).loss
         optimizer.zero_grad()
         loss.backward()
