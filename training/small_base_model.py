@@ -58,7 +58,7 @@ class Recipe:
     heads: int = 4
     intermediate_size: int = 256
     vocabulary: int = 512
-    steps: int = 400
+    steps: int = 550
     batch_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 20
@@ -124,8 +124,8 @@ def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepP
     return final
 
 
-AGENT_SHARES = {"technical": 0.4, "news": 0.2, "fundamental": 0.2, "strategist": 0.2}
-"""Of the pre-training examples; the technical state has the most to read."""
+AGENT_SHARES = {"technical": 0.3, "news": 0.25, "fundamental": 0.2, "strategist": 0.25}
+"""Of the pre-training examples."""
 
 _CALLS = {"strong_buy": 1.0, "buy": 0.7, "hold": 0.0, "sell": -0.7, "strong_sell": -1.0}
 

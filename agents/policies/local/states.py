@@ -95,7 +95,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "news": {
         "score": Scale(-2, 2, 0.2),
         "agree": _VOTE,
-        "articles": Scale(0, 30, 1),
+        "articles": Scale(0, 30, 2),
         "age": Scale(0, 168, 12),
         "vol": _VOLATILITY,
     },
