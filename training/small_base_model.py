@@ -1,7 +1,7 @@
 """The small causal LM that the project pre-trains from code, so that the whole training path runs without a model hub.
 
-`resolve_base_model` is called by training children and gives the folder of ``builtin:tiny`` (built once per recipe, then
-taken from the cache) or of a user's own Hugging Face model. Never downloads anything and never sees market data.
+`training.base_models` asks for it where a job names ``builtin:tiny``: built once per recipe, then taken from the cache. Never
+downloads anything and never sees market data.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from agents.policies.local.decisions import cited_evidence, encode_decision, prompt_messages, prompt_text
 from agents.policies.local.states import LANGUAGE, LOCAL_AGENTS, state_line, state_values
-from utils.artifacts import ArtifactCorrupt, folder_digest, publish, seal, verify
-from utils.errors import TrainingFailed
+from utils.artifacts import ArtifactCorrupt, publish, seal, verify
 from utils.hashing import content_hash
 from utils.logs import logger
 from utils.market_regime_detector import REGIME_LABELS
 from utils.schema import RECOMMENDATIONS
-from utils.settings import BUILTIN_TINY
 
 if TYPE_CHECKING:
     import torch
@@ -70,35 +68,6 @@ class Recipe:
         examples = [pretraining_example(random.Random(seed), self.follow_share) for seed in range(64)]
         prompts = [prompt_text(agent_type) for agent_type in LOCAL_AGENTS]
         return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, LANGUAGE, prompts, examples])
-
-
-def resolve_base_model(
-    base_model: str, cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None
-) -> tuple[Path, str]:
-    """Return the folder of a base model and the SHA-256 of its content.
-
-    Raises
-    ------
-    TrainingFailed
-        If a user's folder does not hold a model, a tokenizer and a chat template.
-    """
-    if base_model == BUILTIN_TINY:
-        folder = build_base_model(cache_dir, recipe, progress)
-        return folder, verify(folder).digest
-    folder = Path(base_model).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise TrainingFailed(f"base model {base_model!r} is neither {BUILTIN_TINY} nor a folder with a config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise TrainingFailed(f"base model {base_model!r} has no *.safetensors weights")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingFailed(f"base model {base_model!r} has no usable tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise TrainingFailed(f"base model {base_model!r} has no chat template; take an instruction-tuned model")
-    return folder, folder_digest(folder)[1]
 
 
 def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None) -> Path:

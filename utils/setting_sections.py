@@ -200,7 +200,7 @@ class LearningSettings(Section):
     holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
     base_model: str = Field(
-        "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id with its revision"
+        "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"
     )
     train_timeout_s: Positive = 3600.0
 

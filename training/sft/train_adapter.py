@@ -24,9 +24,9 @@ from pydantic import ValidationError
 
 from agents.policies.decision_generator import DecisionGenerator
 from agents.policies.local.decisions import prompt_hash, stated_experiences
+from training.base_models import resolve_base_model
 from training.launcher import die_with_parent
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult
-from training.small_base_model import Recipe, resolve_base_model
 from utils.artifacts import ArtifactCorrupt, publish, seal, verify, write_atomically
 from utils.errors import ProviderError, TrainingFailed
 from utils.hashing import canonical_json
@@ -91,7 +91,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
     base_dir, base_sha256 = resolve_base_model(
         job.base_model,
         job.cache_dir,
-        job.base_recipe or Recipe(),
+        job.base_recipe,
         lambda step, steps, loss: session.progress("pretrain", step, steps, loss),
     )
     session.check()
