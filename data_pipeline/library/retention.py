@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from data_pipeline.library import lineage
+from data_pipeline.library import lineage, matured_calls
 from data_pipeline.library.protection import PROTECTION, history_limits
 from utils.ids import ADHOC_RUN
 
@@ -217,6 +217,7 @@ def _remove_batch(
     ids = [row[0] for row in still]
     children: Counter[str] = Counter()
     if ids:
+        matured_calls.keep(cursor, ids)
         for table in CHILDREN:
             children[table] = cursor.execute(f"DELETE FROM {table} WHERE trajectory_id = ANY(%s)", (ids,)).rowcount
         cursor.execute("DELETE FROM trajectories WHERE trajectory_id = ANY(%s)", (ids,))
