@@ -147,6 +147,18 @@ class JudgeSettings(Section):
     weights: dict[str, Positive] = Field(
         {}, description="by judge id: local, anthropic, openai, gemini; 1 if not named"
     )
+    hosted_agents: tuple[Literal["news", "technical", "fundamental", "strategist"], ...] = Field(
+        ("strategist",), description="agents whose opinions hosted judges grade; the local one grades all"
+    )
+
+    @field_validator("hosted_agents")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one agent; for no hosted judges set judges to local")
+        if len(set(value)) < len(value):
+            raise ValueError("name each agent once")
+        return tuple(sorted(value))
 
 
 class WorkflowSettings(Section):
