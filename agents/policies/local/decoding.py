@@ -180,9 +180,9 @@ def _ended(model: LocalModel, row: _Row, max_new_tokens: int) -> Answer | None:
 def _width(model: LocalModel, rows: Sequence[_Row], *, first: bool) -> int:
     """Return how many columns a pass has. Prompts are padded on the left in any model; later holes suit not every one."""
     waiting = [len(row.pending) for row in rows]
-    if first or model.pass_width == "any":
+    if first or model.columns == "ragged":
         return max(waiting)
-    return min(waiting) if model.pass_width == "even" else 1
+    return min(waiting) if model.columns == "even" else 1
 
 
 def _columns(rows: Sequence[_Row], width: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "4bit"]
 
 LOAD_FAULTS = (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
-"""What transformers and PEFT raise on folders that do not hold what they should."""
+"""What transformers raises on folders that do not hold what they should."""
 
 _WINDOWED = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -51,9 +51,9 @@ class LocalModel:
         Digest of the folder, which an adapter's manifest names as its base.
     context_tokens : int
         Prompt and answer together may be this long.
-    pass_width : {"any", "even", "one"}
-        How many new tokens the rows of a batch may bring to one pass: any number each (holes are masked), all the same
-        number (attention windows count columns), or one (layers with a recurrent state).
+    columns : {"ragged", "even", "single"}
+        How many new tokens the rows of a batch may bring to one pass: each its own number, with masked holes; all the same
+        number, since attention windows count columns; or one, since a layer has a recurrent state.
     adapters : AdapterShelf
     grammars : Grammars
 
@@ -94,7 +94,7 @@ class LocalModel:
         if not limit:
             raise ProviderError(f"the config.json in {base_dir} states no max_position_embeddings")
         self.context_tokens = int(limit)
-        self.pass_width = _pass_width(config)
+        self.columns = _columns(config)
         accepted = inspect.signature(self._model.forward).parameters
         if "position_ids" not in accepted:
             raise ProviderError(f"the model type {config.model_type} takes no position_ids, which batches need")
@@ -151,7 +151,8 @@ class LocalModel:
             The adapter of each row; None is the base model.
         """
         self._require_open()
-        output = self.adapters.callable_for(versions)(
+        self.adapters.choose(versions)
+        output = self._model(
             input_ids=inputs,
             attention_mask=attention_mask,
             position_ids=positions,
@@ -259,11 +260,11 @@ def _weights(base_dir: Path, device: str, dtype: Precision, quantization: Quanti
     return model.eval() if options else model.to(device).eval()
 
 
-def _pass_width(config: Any) -> Literal["any", "even", "one"]:
+def _columns(config: Any) -> Literal["ragged", "even", "single"]:
     layers = set(getattr(config, "layer_types", None) or ())
     if not layers <= _WINDOWED:
-        return "one"
+        return "single"
     if layers:
-        return "any" if layers == {"full_attention"} else "even"
+        return "ragged" if layers == {"full_attention"} else "even"
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return "even" if windowed else "any"
+    return "even" if windowed else "ragged"

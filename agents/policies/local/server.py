@@ -237,9 +237,8 @@ class LocalInferenceServer:
         if version not in self._holders and opening.weights is not None:
             try:
                 self._model.adapters.add(version, opening.weights)
-            except Exception as error:  # PEFT raises whatever it likes on odd adapters; every other version serves on
-                known = isinstance(error, ProviderError)
-                opening.fail(error if known else ProviderError(f"version {version} is not loaded: {error}"))
+            except ProviderError as error:
+                opening.fail(error)
                 return
             self._pauses_s.append(time.perf_counter() - started)
         self._weights_of[version] = opening.sha256
