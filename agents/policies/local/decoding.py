@@ -212,8 +212,12 @@ def _decide(model: LocalModel, rows: Sequence[_Row], logits: torch.Tensor) -> No
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = ((masks.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]].bool()
     scores = logits.float().masked_fill(~allowed, float("-inf"))
-    chosen = scores.argmax(dim=-1).tolist()
+    best, likeliest = scores.max(dim=-1)
+    chosen, finite = likeliest.tolist(), torch.isfinite(best).tolist()
     for index, row in enumerate(rows):
+        if not finite[index]:  # behind the mask any token would make a decision that looks sound
+            row.failure = ProviderError("the local model computed no finite numbers; its weights or dtype are unfit")
+            continue
         if row.draws is not None:
             chosen[index] = _drawn(scores[index], row.question.temperature, row.draws)
         try:

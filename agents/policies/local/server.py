@@ -20,6 +20,7 @@ from agents.policies.local.engine import Adapter, AnswerSource, Question
 from agents.policies.local.model import LocalModel
 from utils.errors import ProviderError
 from utils.logs import logger
+from utils.telemetry import NO_TELEMETRY, Telemetry
 
 KEPT_PAUSES = 256
 """Swaps whose pause is remembered."""
@@ -30,7 +31,7 @@ _BASE = ""
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Something that a caller waits for: `done` is set with either a result or an error."""
+    """Something that a caller waits for; `done` is set when it is done or has its error."""
 
     error: ProviderError | None = field(default=None, init=False)
     done: threading.Event = field(default_factory=threading.Event, init=False)
@@ -68,8 +69,7 @@ class _Release:
     version: str
 
 
-class _End:
-    """Nothing follows."""
+class _End: ...
 
 
 class LocalInferenceServer:
@@ -88,6 +88,8 @@ class LocalInferenceServer:
         Questions that are merged at most; a larger group of one caller is generated for itself.
     max_new_tokens : int
         Of one answer.
+    telemetry : Telemetry
+        Is told ``llm_calls_total`` of the provider ``local``: what came of each question.
     """
 
     def __init__(
@@ -97,15 +99,15 @@ class LocalInferenceServer:
         merge_window_s: float | None = None,
         max_batch: int = 64,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
-        if merge_window_s is not None and merge_window_s < 0:
-            raise ValueError(f"merge_window_s is {merge_window_s}; it must be None or at least 0")
-        if max_batch < 1:
-            raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+        if (merge_window_s is not None and merge_window_s < 0) or max_batch < 1:
+            raise ValueError(f"merge_window_s {merge_window_s} must be at least 0, max_batch {max_batch} at least 1")
         self._model = model
         self._merge_window_s = merge_window_s
         self._max_batch = max_batch
         self._max_new_tokens = max_new_tokens
+        self._telemetry = telemetry
         self._jobs: SimpleQueue[_Job | _Release | _End] = SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -122,10 +124,7 @@ class LocalInferenceServer:
         return list(self._pauses_s)
 
     def open(self, version: str, adapter: Adapter | None = None) -> AnswerSource:
-        """Make a version ready beside those that serve; see `AnswerEngine.open`.
-
-        The bytes are checked and read by the calling thread; generation pauses only while they are put on the model.
-        """
+        """Make a version ready beside those that serve; the calling thread checks and reads it while others generate."""
         weights = None
         if adapter is not None:
             shelf = self._model.adapters
@@ -219,15 +218,21 @@ class LocalInferenceServer:
             if len(groups) > 1:
                 for group in groups:
                     self._answer([group])
-            elif isinstance(error, ProviderError):
-                groups[0].fail(error)
-            else:
+                return
+            if not isinstance(error, ProviderError):
                 logger.exception("the local model failed unexpectedly")
-                groups[0].fail(ProviderError(f"the local model failed: {type(error).__name__}: {error}"))
+                error = ProviderError(f"the local model failed: {type(error).__name__}: {error}")
+            self._count(error.kind, len(questions))
+            groups[0].fail(error)
             return
+        for answer in answers:
+            self._count(answer.kind if isinstance(answer, ProviderError) else "ok", 1)
         for group in groups:
             group.answers, answers = answers[: len(group.questions)], answers[len(group.questions) :]
             group.done.set()
+
+    def _count(self, outcome: str, questions: int) -> None:
+        self._telemetry.count("llm_calls_total", float(questions), provider="local", outcome=outcome)
 
     def _open(self, opening: _Opening) -> None:
         version, started = opening.version, time.perf_counter()
