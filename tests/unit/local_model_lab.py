@@ -53,9 +53,7 @@ def write_adapter(base_dir: Path, folder: Path, seed: int, base_sha256: str | No
 
     torch.manual_seed(seed)
     chosen = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "init_lora_weights": False, **settings}
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base_dir), LoraConfig(task_type="CAUSAL_LM", **chosen)
-    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir), LoraConfig(task_type="CAUSAL_LM", **chosen))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

@@ -24,7 +24,12 @@ from agents.policies.local.engine import Question
 from agents.policies.local.model import LocalModel
 from utils.errors import ProviderError
 
-OPEN = {"type": "object", "properties": {"said": {"type": "string"}}, "required": ["said"], "additionalProperties": False}
+OPEN = {
+    "type": "object",
+    "properties": {"said": {"type": "string"}},
+    "required": ["said"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +165,18 @@ def test_draws_follow_the_models_probabilities(model: LocalModel) -> None:
 
 
 @pytest.mark.parametrize("columns", ["even", "single"])
-def test_narrower_passes_give_the_same_answers(model: LocalModel, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_narrower_passes_give_the_same_answers(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
     asked = questions(24, seed=11)
     ragged = texts(generate(model, asked))
     monkeypatch.setattr(model, "columns", columns)
     assert texts(generate(model, asked)) == ragged
 
 
-def test_a_model_with_attention_windows_gets_no_holes_and_answers_alike_in_any_batch(base: Path, tmp_path: Path) -> None:
+def test_a_model_with_attention_windows_gets_no_holes_and_answers_alike_in_any_batch(
+    base: Path, tmp_path: Path
+) -> None:
     config = AutoConfig.from_pretrained(base)
     config.use_sliding_window, config.sliding_window = True, 24
     config.layer_types = ["sliding_attention", "full_attention"]
@@ -253,7 +262,7 @@ def test_weights_that_are_no_numbers_are_an_error_of_their_row_and_no_answer(bas
 
 @settings(max_examples=25, deadline=None)
 @given(
-    names=st.lists(st.text("abcdeä\"\\ ", min_size=1, max_size=6), min_size=1, max_size=4, unique=True),
+    names=st.lists(st.text('abcdeä"\\ ', min_size=1, max_size=6), min_size=1, max_size=4, unique=True),
     seed=st.integers(0, 2**31),
 )
 def test_any_flat_schema_is_kept_to(model: LocalModel, names: list[str], seed: int) -> None:
