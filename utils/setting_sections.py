@@ -225,8 +225,10 @@ class LocalSettings(Section):
     quantization: Literal["none", "4bit"] = Field("none", description="4bit needs CUDA and bitsandbytes")
     max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(64, description="questions generated together")
     merge_window_ms: NonNegative = Field(5.0, description="live: how long a question may wait for others to join it")
-    headlines: Annotated[int, Field(ge=0, le=5)] | None = Field(
-        None, description="quoted in a news state; null: 3, and 0 for builtin:tiny, which is too small to read them"
+    headlines: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None,
+        description="quoted in a news state, of the 3 that its rules cite at most; null: 3, and 0 for builtin:tiny, which "
+        "is too small to read them",
     )
     server_url: str | None = Field(
         None,

@@ -349,7 +349,9 @@ def _known_keys(parents: list[str]) -> list[str]:
     """Return the field names of the section that `parents` leads to."""
     if parents and parents[0] == "agent_settings":
         return (
-            list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+            list(AgentSettings.model_fields)
+            if len(parents) > 1
+            else ["news", "technical", "fundamental", "strategist", "validator"]
         )
     model: type[BaseModel] = OrchestratorConfig
     for name in parents:

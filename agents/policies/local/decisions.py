@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +24,7 @@ PROMPT_VERSION = "v2"
 CONFIDENCES = tuple(round(i / 10, 1) for i in range(11))
 """What a decision can state; finer steps are noise to a small model."""
 
-_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+_FENCE = "```"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +103,10 @@ def encode_decision(recommendation: str, confidence: float, evidence: str) -> st
 def parse_decision(text: str) -> ParsedDecision | None:
     """Read what a model wrote: the JSON object alone, or inside one code fence; anything else is None, never a guess."""
     text = text.strip()
-    fenced = _FENCE.match(text)
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text.removeprefix(_FENCE).removesuffix(_FENCE).removeprefix("json")
     try:
-        data = json.loads(
-            fenced.group(1) if fenced else text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
-        )
+        data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or data.keys() != {"recommendation", "confidence", "evidence"}:
