@@ -147,6 +147,18 @@ class JudgeSettings(Section):
     weights: dict[str, Positive] = Field(
         {}, description="by judge id: local, anthropic, openai, gemini; 1 if not named"
     )
+    hosted_agents: tuple[Literal["news", "technical", "fundamental", "strategist"], ...] = Field(
+        ("strategist",), description="agents whose opinions hosted judges grade; the local one grades all"
+    )
+
+    @field_validator("hosted_agents")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one agent; for no hosted judges set judges to local")
+        if len(set(value)) < len(value):
+            raise ValueError("name each agent once")
+        return tuple(sorted(value))
 
 
 class WorkflowSettings(Section):
@@ -200,7 +212,7 @@ class LearningSettings(Section):
     holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
     base_model: str = Field(
-        "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id with its revision"
+        "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"
     )
     train_timeout_s: Positive = 3600.0
 
