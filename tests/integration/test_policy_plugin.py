@@ -155,7 +155,9 @@ def test_check_config_refuses_what_cannot_take_the_seat(
 
 def test_without_the_package_its_name_is_unknown(tmp_path: Path) -> None:
     ended = check(tmp_path, configured(tmp_path, "{technical: {policy: momentum}}"))
-    assert_refused(ended, ["'momentum' is no way to think; choose one of auto, rules, local, anthropic, openai, gemini"])
+    assert_refused(
+        ended, ["'momentum' is no way to think; choose one of auto, rules, local, anthropic, openai, gemini"]
+    )
 
 
 def test_a_seat_that_is_left_empty_needs_no_plug_in(site: Path, tmp_path: Path) -> None:

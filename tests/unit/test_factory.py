@@ -178,7 +178,7 @@ def test_local_seats_get_their_policy_from_where_it_was_said_with_their_own_rule
 
 
 def test_a_local_seat_without_anything_to_give_it_a_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="technical is to think with a local model and none is open.*local_policies"):
+    with pytest.raises(ConfigError, match=r"technical is to think with a local model and none is open.*local_policies"):
         build_agents(config("rules", technical="local"))
 
 

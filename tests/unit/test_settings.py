@@ -241,7 +241,10 @@ def test_an_agent_thinks_as_it_is_told_else_as_all(bare) -> None:
     system_yaml(bare, "agents: {policy: rules, technical: {policy: momentum}, news: {policy: null}}\n")
     config = OrchestratorConfig()
     seats = ("news", "technical", "fundamental", "strategist", "validator")
-    assert {name: config.policy_of(name) for name in seats} == {**dict.fromkeys(seats, "rules"), "technical": "momentum"}
+    assert {name: config.policy_of(name) for name in seats} == {
+        **dict.fromkeys(seats, "rules"),
+        "technical": "momentum",
+    }
     assert OrchestratorConfig(agents="local").policy_of("technical") == "momentum"
     assert OrchestratorConfig(agent_settings={"news": {"policy": "local"}}).policy_of("technical") == "rules"
 
@@ -251,7 +254,9 @@ def test_the_section_local_has_documented_defaults_and_is_read_from_yaml(bare) -
         "device": "auto", "dtype": "auto", "quantization": "none", "max_batch": 64, "merge_window_ms": 5.0, "headlines": None,
         "server_url": None, "served_model": None,
     }  # fmt: skip
-    system_yaml(bare, "local: {device: cuda, quantization: 4bit, headlines: 2, server_url: 'http://localhost:8000/v1'}\n")
+    system_yaml(
+        bare, "local: {device: cuda, quantization: 4bit, headlines: 2, server_url: 'http://localhost:8000/v1'}\n"
+    )
     local = OrchestratorConfig().local
     assert (local.device, local.quantization, local.headlines) == ("cuda", "4bit", 2)
     assert (local.server_url, local.max_batch) == ("http://localhost:8000/v1", 64)
