@@ -157,6 +157,16 @@ def policy_kinds(config: OrchestratorConfig) -> dict[AgentType, str]:
     return {name: policy_kind(config, name) for name in seats if name in ALWAYS or config.agent(name).enabled}
 
 
+def check_plug_ins(config: OrchestratorConfig) -> None:
+    """Build the policy of every seat that a plug-in is to take once, and let it go; faults as in `plugin_policy`."""
+    for agent_type, kind in policy_kinds(config).items():
+        if kind not in BUILT_IN:
+            rules = RulesValidator() if agent_type == "validator" else rules_for(agent_type)
+            close = getattr(plugin_policy(kind, agent_type, config, rules), "close", None)
+            if close is not None:
+                close()
+
+
 def plug_ins() -> tuple[str, ...]:
     """Return the names of the policies that installed packages bring."""
     return tuple(sorted({entry.name for entry in entry_points(group=PLUG_INS)}))

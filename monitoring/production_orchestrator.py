@@ -340,7 +340,7 @@ class ProductionOrchestrator:
         """Let a thread learn of every instant, and then look after the library; without a feed there is none."""
         if self.pipeline is None:
             return
-        upkeep = DailyUpkeep(library, self.config.retention)
+        upkeep = DailyUpkeep(library, self.config.retention, self.judging.ungraded_agents if self.judging else ())
         stage = Stage(
             "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning")
         )

@@ -25,6 +25,7 @@ from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from judge.robustness_guard import RobustnessGuard
 from orchestration.analysis import Analysis, documented
+from orchestration.calibration import ConvictionCalibrator
 from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.decision_steps import SPARE_STRATEGIST, DecisionSteps, OpenCase
 from orchestration.dynamic_workflow import DynamicWorkflowManager, RewriteRule
@@ -105,6 +106,7 @@ class Coordinator:
     ) -> None:
         self._config = _as_config(config)
         self._conflicts = ConflictAnalyzer()
+        self._calibrator = ConvictionCalibrator()
         self._own_models: ChatModels | None = None
         if chat_models is None and agents is None and set(HOSTED) & set(policy_kinds(self._config).values()):
             chat_models = self._own_models = ChatModels(self._config, replay=True, telemetry=telemetry)
@@ -188,7 +190,13 @@ class Coordinator:
     def _decide(self, cases: Sequence[OpenCase], portfolio: Portfolio) -> list[Analysis]:
         """Run the analysts' workflow, then ask the strategist, about every case."""
         steps = DecisionSteps(
-            self._agents, self._config, cases, memory=self._memory, journal=self._journal, telemetry=self._telemetry
+            self._agents,
+            self._config,
+            cases,
+            calibrator=self._calibrator,
+            memory=self._memory,
+            journal=self._journal,
+            telemetry=self._telemetry,
         )
         for index, case in enumerate(cases):
             case.run = self._begun(index, case, steps)
@@ -364,6 +372,11 @@ class Coordinator:
     def conflicts(self) -> ConflictAnalyzer:
         """What is known of conflicts between agents; its `learn` takes in those whose outcomes have matured."""
         return self._conflicts
+
+    @property
+    def calibrator(self) -> ConvictionCalibrator:
+        """How often calls have come true; its `learn` takes in those whose outcomes have matured. In a notebook it knows none."""
+        return self._calibrator
 
     def add_rule(self, rule: RewriteRule) -> None:
         """Add a rewriting rule to every decision from now on; see `DynamicWorkflowManager.add_rule`."""

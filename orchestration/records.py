@@ -123,6 +123,7 @@ def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: M
             output.position_size if isinstance(output, StrategistOutput) else 0.0,
             output.stop_loss if isinstance(output, StrategistOutput) else None,
             output.take_profit if isinstance(output, StrategistOutput) else None,
+            output.policy,
         )
         for output in (*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist)
         if not output.abstained

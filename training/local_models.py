@@ -12,8 +12,9 @@ from agents.policies.base import Policy
 from agents.policies.local.engine import Adapter, AnswerEngine
 from agents.policies.local.policy import LocalModelPolicy
 from agents.policies.local.states import StateWriter
+from training.base_models import resolve_base_model
 from training.model_registry import ModelVersion
-from training.small_base_model import StepProgress, resolve_base_model
+from training.small_base_model import StepProgress
 from utils.artifacts import ArtifactCorrupt, verify
 from utils.errors import ProviderError, TrainingFailed
 from utils.schema import AgentType

@@ -1,7 +1,7 @@
 """The small causal LM that the project pre-trains from code, so that the whole training path runs without a model hub.
 
-`resolve_base_model` is called by training children and gives the folder of ``builtin:tiny`` (built once per recipe, then
-taken from the cache) or of a user's own Hugging Face model. Never downloads anything and never sees market data.
+`training.base_models` asks for it where a job names ``builtin:tiny``: built once per recipe, then taken from the cache. Never
+downloads anything and never sees market data.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from agents.policies.local.decisions import cited_evidence, encode_decision, prompt_messages, prompt_text
 from agents.policies.local.states import LANGUAGE, LOCAL_AGENTS, state_line, state_values
-from utils.artifacts import ArtifactCorrupt, folder_digest, publish, seal, verify
-from utils.errors import TrainingFailed
+from utils.artifacts import ArtifactCorrupt, publish, seal, verify
 from utils.hashing import content_hash
 from utils.logs import logger
 from utils.market_regime_detector import REGIME_LABELS
 from utils.schema import RECOMMENDATIONS
-from utils.settings import BUILTIN_TINY
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +56,7 @@ class Recipe:
     heads: int = 4
     intermediate_size: int = 256
     vocabulary: int = 512
-    steps: int = 400
+    steps: int = 550
     batch_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 20
@@ -67,38 +65,9 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the identity of the recipe; examples are part of it, so a change of any template is a new model."""
-        examples = [pretraining_batch(random.Random(seed), self.follow_share, 1) for seed in range(64)]
+        examples = [pretraining_example(random.Random(seed), self.follow_share) for seed in range(64)]
         prompts = [prompt_text(agent_type) for agent_type in LOCAL_AGENTS]
         return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, LANGUAGE, prompts, examples])
-
-
-def resolve_base_model(
-    base_model: str, cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None
-) -> tuple[Path, str]:
-    """Return the folder of a base model and the SHA-256 of its content.
-
-    Raises
-    ------
-    TrainingFailed
-        If a user's folder does not hold a model, a tokenizer and a chat template.
-    """
-    if base_model == BUILTIN_TINY:
-        folder = build_base_model(cache_dir, recipe, progress)
-        return folder, verify(folder).digest
-    folder = Path(base_model).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise TrainingFailed(f"base model {base_model!r} is neither {BUILTIN_TINY} nor a folder with a config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise TrainingFailed(f"base model {base_model!r} has no *.safetensors weights")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingFailed(f"base model {base_model!r} has no usable tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise TrainingFailed(f"base model {base_model!r} has no chat template; take an instruction-tuned model")
-    return folder, folder_digest(folder)[1]
 
 
 def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None) -> Path:
@@ -124,8 +93,8 @@ def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepP
     return final
 
 
-AGENT_SHARES = {"technical": 0.4, "news": 0.2, "fundamental": 0.2, "strategist": 0.2}
-"""Of the pre-training examples; the technical state has the most to read."""
+AGENT_SHARES = {"technical": 0.3, "news": 0.25, "fundamental": 0.2, "strategist": 0.25}
+"""Of the pre-training examples."""
 
 _CALLS = {"strong_buy": 1.0, "buy": 0.7, "hold": 0.0, "sell": -0.7, "strong_sell": -1.0}
 
@@ -156,14 +125,9 @@ def net_evidence(agent_type: str, state_text: str) -> float:
     return sum(votes) / len(votes)
 
 
-def pretraining_batch(rng: random.Random, follow_share: float, size: int) -> list[tuple[str, str, str]]:
-    """Draw an agent and examples of it: of one, so that a batch has states of about one length and little padding."""
+def pretraining_example(rng: random.Random, follow_share: float) -> tuple[str, str, str]:
+    """Draw an agent, a synthetic state of it and a decision on that: agent type, state, answer."""
     agent_type = rng.choices(tuple(AGENT_SHARES), tuple(AGENT_SHARES.values()))[0]
-    return [pretraining_example(rng, follow_share, agent_type) for _ in range(size)]
-
-
-def pretraining_example(rng: random.Random, follow_share: float, agent_type: str) -> tuple[str, str, str]:
-    """Draw a synthetic state of an agent and a decision on it: agent type, state, answer."""
     values = {**_SYNTHETIC[agent_type](rng, rng.gauss(0, 1)), "regime": rng.choice(REGIME_LABELS)}
     if rng.random() < 0.15:
         values |= {"past": rng.randint(1, 10), "pbuy": rng.gauss(0, 1), "psell": rng.gauss(0, 1)}
@@ -271,8 +235,8 @@ def _build(folder: Path, recipe: Recipe, progress: StepProgress | None) -> None:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     rng = random.Random(recipe.seed)
-    batches = [pretraining_batch(rng, recipe.follow_share, recipe.batch_size) for _ in range(recipe.steps)]
-    tokenizer = _train_tokenizer(recipe, [example for batch in batches for example in batch][:2000])
+    examples = [pretraining_example(rng, recipe.follow_share) for _ in range(recipe.steps * recipe.batch_size)]
+    tokenizer = _train_tokenizer(recipe, examples[:2000])
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -290,7 +254,7 @@ def _build(folder: Path, recipe: Recipe, progress: StepProgress | None) -> None:
         dtype="float32",
     )
     model = AutoModelForCausalLM.from_config(config)
-    _pretrain(model, tokenizer, batches, recipe, progress)
+    _pretrain(model, tokenizer, examples, recipe, progress)
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -326,7 +290,7 @@ def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str, str]]) -> An
 
 
 def _pretrain(
-    model: Any, tokenizer: Any, batches: list[list[tuple[str, str, str]]], recipe: Recipe, progress: StepProgress | None
+    model: Any, tokenizer: Any, examples: list[tuple[str, str, str]], recipe: Recipe, progress: StepProgress | None
 ) -> None:
     import torch
 
@@ -339,7 +303,8 @@ def _pretrain(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    for step, batch in enumerate(batches):
+    for step in range(recipe.steps):
+        batch = examples[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         loss = model(**_pretraining_batch(tokenizer, batch)).loss
         optimizer.zero_grad()
         loss.backward()

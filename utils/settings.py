@@ -78,7 +78,7 @@ _SECRETS = (*(name for name in ENVIRONMENT if name.endswith("_api_key")), "db_pa
 _ADDED_LATER: dict[str, frozenset[str]] = {
     "budget": frozenset({"usd_per_decision", "tokens_per_decision"}),
     "llm": frozenset(LlmSettings.model_fields),
-    "judge": frozenset({"method", "models", "weights"}),
+    "judge": frozenset({"hosted_agents", "method", "models", "weights"}),
     "local": frozenset(LocalSettings.model_fields),
 }
 """Settings that earlier versions did not have, by section."""
@@ -349,7 +349,9 @@ def _known_keys(parents: list[str]) -> list[str]:
     """Return the field names of the section that `parents` leads to."""
     if parents and parents[0] == "agent_settings":
         return (
-            list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+            list(AgentSettings.model_fields)
+            if len(parents) > 1
+            else ["news", "technical", "fundamental", "strategist", "validator"]
         )
     model: type[BaseModel] = OrchestratorConfig
     for name in parents:

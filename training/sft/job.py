@@ -109,7 +109,7 @@ class SFTResult(_Frozen):
 
 
 def load_hyper_parameters(base_model: str, path: Path = DEFAULT_CONFIG) -> SFTHyperParameters:
-    """Read the hyper-parameters for a base model.
+    """Read the hyper-parameters for a base model; a profile without a revision holds for all of them.
 
     Raises
     ------
@@ -122,7 +122,9 @@ def load_hyper_parameters(base_model: str, path: Path = DEFAULT_CONFIG) -> SFTHy
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content.keys() <= {"defaults", "profiles"}:
         raise ConfigError(f"{path} must hold the sections defaults and profiles, and nothing else")
-    merged = {**(content.get("defaults") or {}), **((content.get("profiles") or {}).get(base_model) or {})}
+    profiles = content.get("profiles") or {}
+    profile = profiles.get(base_model) or profiles.get(base_model.partition("@")[0])
+    merged = {**(content.get("defaults") or {}), **(profile or {})}
     try:
         return SFTHyperParameters.model_validate(merged)
     except ValidationError as error:

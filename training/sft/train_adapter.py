@@ -27,9 +27,9 @@ from agents.policies.local.decisions import decision_schema, prompt_hash, stated
 from agents.policies.local.decoding import generate
 from agents.policies.local.engine import Adapter, Question
 from agents.policies.local.model import LocalModel
+from training.base_models import resolve_base_model
 from training.launcher import die_with_parent
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult
-from training.small_base_model import Recipe, resolve_base_model
 from utils.artifacts import ArtifactCorrupt, publish, seal, verify, write_atomically
 from utils.errors import ProviderError, TrainingFailed
 from utils.hashing import canonical_json
@@ -94,7 +94,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
     base_dir, base_sha256 = resolve_base_model(
         job.base_model,
         job.cache_dir,
-        job.base_recipe or Recipe(),
+        job.base_recipe,
         lambda step, steps, loss: session.progress("pretrain", step, steps, loss),
     )
     session.check()

@@ -25,16 +25,16 @@ PROMPT_VERSION = "v2"
 CONFIDENCES = tuple(round(i / 10, 1) for i in range(11))
 """What a decision can state; finer steps are noise to a small model."""
 
-_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+_FENCE = "```"
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedDecision:
-    """A decision as a model stated it: `confidence` 0..1, `evidence` maps names of the state to cited values."""
+    """A decision as a model stated it: `confidence` 0..1, `evidence` maps names of the state to cited words."""
 
     recommendation: str
     confidence: float
-    evidence: Mapping[str, float | str]
+    evidence: Mapping[str, str]
 
 
 class Decided(Protocol):
@@ -64,30 +64,29 @@ class Decided(Protocol):
 @cache
 def decision_schema(agent_type: str) -> dict[str, Any]:
     """Return the JSON schema of an agent's decision: what it cites can only be what a state could say."""
-    cited: dict[str, Any] = {}
-    for name in CITED[agent_type]:
-        field = FIELDS[agent_type][name]
-        cited[name] = {"enum": list(dict.fromkeys(_value(word) for word in field.words()))}
+    first, second = (
+        f"{name}:({'|'.join(map(re.escape, FIELDS[agent_type][name].words()))})" for name in CITED[agent_type]
+    )
     return {
         "type": "object",
         "properties": {
             "recommendation": {"enum": list(RECOMMENDATIONS)},
             "confidence": {"enum": list(CONFIDENCES)},
-            "evidence": {"type": "object", "properties": cited, "additionalProperties": False},
+            "evidence": {"type": "string", "pattern": f"^({first}( {second})?|{second})?$"},
         },
         "required": ["recommendation", "confidence", "evidence"],
         "additionalProperties": False,
     }
 
 
-def cited_evidence(agent_type: str, state_text: str) -> dict[str, float | str]:
-    """Return the evidence that a truthful decision on this state cites; empty where the state does not hold it."""
+def cited_evidence(agent_type: str, state_text: str) -> str:
+    """Return the words of a state that a truthful decision on it cites: ``rsi:60 trend:up``; empty where it has none."""
     stated = state_values(state_text)
-    return {name: _value(stated[name]) for name in CITED[agent_type] if name in stated}
+    return " ".join(f"{name}:{stated[name]}" for name in CITED[agent_type] if name in stated)
 
 
-def encode_decision(recommendation: str, confidence: float, evidence: Mapping[str, float | str]) -> str:
-    """Write a decision as compact JSON, confidence to one decimal.
+def encode_decision(recommendation: str, confidence: float, evidence: str) -> str:
+    """Write a decision as compact JSON, confidence to one decimal; `evidence` is copied from the state.
 
     Raises
     ------
@@ -98,18 +97,17 @@ def encode_decision(recommendation: str, confidence: float, evidence: Mapping[st
         raise ValueError(f"{recommendation!r} is none of {', '.join(RECOMMENDATIONS)}")
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence!r} is outside 0..1")
-    decision = {"recommendation": recommendation, "confidence": round(float(confidence), 1), "evidence": dict(evidence)}
+    decision = {"recommendation": recommendation, "confidence": round(float(confidence), 1), "evidence": evidence}
     return json.dumps(decision, separators=(",", ":"), allow_nan=False)
 
 
 def parse_decision(text: str) -> ParsedDecision | None:
     """Read what a model wrote: the JSON object alone, or inside one code fence; anything else is None, never a guess."""
     text = text.strip()
-    fenced = _FENCE.match(text)
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text.removeprefix(_FENCE).removesuffix(_FENCE).removeprefix("json")
     try:
-        data = json.loads(
-            fenced.group(1) if fenced else text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
-        )
+        data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or data.keys() != {"recommendation", "confidence", "evidence"}:
@@ -117,17 +115,18 @@ def parse_decision(text: str) -> ParsedDecision | None:
     recommendation, confidence, evidence = data["recommendation"], data["confidence"], data["evidence"]
     if recommendation not in RECOMMENDATIONS or not _is_number(confidence) or not 0 <= confidence <= 1:
         return None
-    if not isinstance(evidence, dict) or not all(_is_number(v) or isinstance(v, str) for v in evidence.values()):
+    if not isinstance(evidence, str):
         return None
-    return ParsedDecision(recommendation, float(confidence), evidence)
+    words = [word.partition(":") for word in evidence.split(" ")] if evidence else []
+    if not all(name and value for name, _, value in words) or len({name for name, *_ in words}) < len(words):
+        return None
+    return ParsedDecision(recommendation, float(confidence), {name: value for name, _, value in words})
 
 
 def is_grounded(state_text: str, decision: ParsedDecision) -> bool:
     """Return whether the decision cites evidence and all of it says what the state says."""
     stated = state_values(state_text)
-    return bool(decision.evidence) and all(
-        name in stated and _value(stated[name]) == cited for name, cited in decision.evidence.items()
-    )
+    return bool(decision.evidence) and all(stated.get(name) == cited for name, cited in decision.evidence.items())
 
 
 def recorded_state(state_text: str) -> dict[str, Any]:
@@ -189,14 +188,6 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floats
         return False
-
-
-def _value(stated: str) -> float | str:
-    """Return a state's word as the JSON value that is written alike."""
-    try:
-        return float(stated) if "." in stated else int(stated)
-    except ValueError:
-        return stated
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class LocalModelPolicy:
     Raises
     ------
     ConfigError
-        For an agent that no local model thinks for.
+        For an agent that no local model thinks for, and for rules that cannot do what is asked of them.
     """
 
     def __init__(
@@ -80,6 +80,10 @@ class LocalModelPolicy:
             raise ConfigError(f"no local model thinks for the {agent_type} agent, only for {', '.join(LOCAL_AGENTS)}")
         if rules.agent_type != agent_type:
             raise ConfigError(f"rules of the {rules.agent_type} agent cannot compute the facts of {agent_type}")
+        if agent_type == "strategist" and not isinstance(rules, RulesStrategist):
+            raise ConfigError(
+                f"{type(rules).__name__} cannot carry out a strategist's decision; give a RulesStrategist"
+            )
         self.agent_type: AgentType = agent_type
         self.name = f"local:{source.version}"
         self.reads_experiences = reads_experiences
@@ -120,7 +124,7 @@ class LocalModelPolicy:
 
     def _decide(self, requests: Sequence[PolicyRequest], temperature: float, random_state: int) -> list[AgentOutput]:
         facts = self._rules.decide_many(requests)
-        decided = [output.model_copy(update={"policy": self.name}) if output.abstained else output for output in facts]
+        decided = list(facts)  # without data nobody is asked, and the rules say so
         asked = [i for i, output in enumerate(facts) if not output.abstained]
         states = [self._states.write(facts[i], requests[i]) for i in asked]
         questions = [
@@ -151,9 +155,9 @@ class LocalModelPolicy:
         said = self._said(state, decision)
         output = facts
         if isinstance(self._rules, RulesStrategist):
-            output = self._rules.carry_out(request, decision.recommendation, decision.confidence)
-            if output.recommendation != decision.recommendation:
-                said = f"{said} It became {output.recommendation.replace('_', ' ')}: {output.key_factors[-1]}."
+            output, refusal = self._rules.carry_out(request, decision.recommendation, decision.confidence)
+            if refusal is not None:
+                said = f"{said} It became {output.recommendation.replace('_', ' ')}: {refusal}."
             update: dict[str, Any] = {"reasoning": f"{said} {_grounds(output)}"}
         else:
             update = {
@@ -170,7 +174,7 @@ class LocalModelPolicy:
         """Say what the model recommends, and where it cites what the state does not say."""
         sentence = (
             f"The local model {self.name.removeprefix('local:')} recommends {decision.recommendation.replace('_', ' ')} "
-            f"with confidence {decision.confidence:.1f}."
+            f"with confidence {written(decision.confidence)}."
         )
         return sentence if is_grounded(state, decision) else f"{sentence} Its cited evidence does not match the state."
 

@@ -39,10 +39,7 @@ _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A number as a state writes it: clamped to its range and rounded to steps, so that a small model can tell values apart.
-
-    It stands there as it would in JSON, so that to cite it is to copy it.
-    """
+    """A number as a state writes it: clamped to its range and rounded to steps, so that a small model can tell values apart."""
 
     low: float
     high: float
@@ -98,7 +95,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "news": {
         "score": Scale(-2, 2, 0.2),
         "agree": _VOTE,
-        "articles": Scale(0, 30, 1),
+        "articles": Scale(0, 30, 2),
         "age": Scale(0, 168, 12),
         "vol": _VOLATILITY,
     },
@@ -113,6 +110,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "view": Label(("cheap", "fair", "dear")),
     },
     "strategist": {
+        "vote": Scale(-1, 1, 0.1),
         "news": _CALL,
         "nconf": _SHARE,
         "tech": _CALL,
@@ -121,7 +119,6 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "fconf": _SHARE,
         "valid": _CALL,
         "vconf": _SHARE,
-        "vote": Scale(-1, 1, 0.1),
         "held": Scale(0, 40, 2),
         "cash": Scale(0, 100, 10),
         "vol": _VOLATILITY,

@@ -154,7 +154,9 @@ class RulesStrategist:
         verdict = _verdict(votes, settings.lean, _conflict(analysts))
         return self._carried_out(request, settings, analysts, votes, verdict)
 
-    def carry_out(self, request: PolicyRequest, recommendation: str, confidence: float) -> StrategistOutput:
+    def carry_out(
+        self, request: PolicyRequest, recommendation: str, confidence: float
+    ) -> tuple[StrategistOutput, str | None]:
         """Return the decision that another mind's verdict becomes: size, stop and target as for the rules' own.
 
         Parameters
@@ -162,9 +164,15 @@ class RulesStrategist:
         request : PolicyRequest
             One that the rules do not abstain from.
         recommendation : str
-            One of the five. It becomes a hold where confidence, portfolio or levels allow no side, with the reason.
+            One of the five. It becomes a hold where confidence, portfolio or levels allow no side.
         confidence : float
             0..1.
+
+        Returns
+        -------
+        StrategistOutput
+        str or None
+            Why a side became a hold, one of the key factors; None where the verdict stands.
         """
         analysts = _votes(request.agent_outputs, request.snapshot.inputs)
         votes = _validated(analysts, request.agent_outputs.get("validator"))
@@ -174,7 +182,12 @@ class RulesStrategist:
         verdict = _Verdict(side, vote * confidence, confidence, tuple(factors))
         if side and confidence < LEAST_CONFIDENCE:
             verdict = _held(verdict, "confidence is too low for a side")
-        return self._carried_out(request, self.settings, analysts, votes, verdict, recommendation.startswith("strong"))
+        output = self._carried_out(
+            request, self.settings, analysts, votes, verdict, recommendation.startswith("strong")
+        )
+        if output.recommendation == recommendation:
+            return output, None
+        return output, output.key_factors[len(factors)]  # what came after the views is why
 
     def _carried_out(
         self,
