@@ -24,7 +24,6 @@ from agents.policies.local.decoding import MAX_NEW_TOKENS, generate
 from agents.policies.local.engine import Adapter, AnswerSource, Question
 from agents.policies.local.model import LocalModel
 from agents.policies.local.server import LocalInferenceServer
-from agents.policies.local.states import LOCAL_AGENTS
 from benchmarks.measure import percentile, resampled
 from training.small_base_model import build_base_model, pretraining_example
 from utils.artifacts import folder_digest, seal
@@ -56,9 +55,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _questions(count: int, seed: int) -> list[Question]:
     rng, found = random.Random(seed), []
-    for number in range(count):
-        agent = LOCAL_AGENTS[number % len(LOCAL_AGENTS)]
-        state = pretraining_example(rng, 0.4, agent)[1]
+    for _ in range(count):
+        agent, state, _ = pretraining_example(rng, 0.4)
         found.append(Question(tuple(prompt_messages(agent, state)), decision_schema(agent)))
     return found
 
