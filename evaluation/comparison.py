@@ -6,13 +6,14 @@ resampled. It knows nothing of policies, prices or files, and what is undefined 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.bootstrap import MIN_BLOCKS, statistic_interval, two_sided_p
+from evaluation.bootstrap import MIN_BLOCKS, Interval, statistic_interval, two_sided_p
 from evaluation.decision_metrics import Figure
 
 Floats = NDArray[np.float64]
@@ -228,9 +229,7 @@ def reliability(stated: Floats, success: Bools) -> tuple[tuple[ReliabilityBin, .
     return bins, float(sum(b.count * abs(b.stated - b.observed) for b in bins) / len(stated))
 
 
-def matthews(
-    true_positive: float, false_positive: float, true_negative: float, false_negative: float
-) -> float | None:
+def matthews(true_positive: float, false_positive: float, true_negative: float, false_negative: float) -> float | None:
     """Return the Matthews correlation coefficient of a confusion table, None where a margin is empty.
 
     References
@@ -290,7 +289,9 @@ def adjusted(family: Sequence[PairedFigures]) -> list[PairedFigures]:
     ]
 
 
-def random_figures(calls: Calls, outcomes: Outcomes, cost: float, seed: int, draws: int = RANDOM_DRAWS) -> RandomFigures:
+def random_figures(
+    calls: Calls, outcomes: Outcomes, cost: float, seed: int, draws: int = RANDOM_DRAWS
+) -> RandomFigures:
     """Return what a coin makes that buys, holds and sells as often as the agent, on the decisions that it took.
 
     Parameters
@@ -363,18 +364,28 @@ def _by_session(columns: Floats, outcomes: Outcomes) -> Floats:
 
 
 def _figure(table: Floats, statistic: Callable[[Floats], Floats], how: Resampling) -> Figure:
-    return _difference(table, statistic, how).value
+    """Return a statistic of sums a session with its bounds, without them where the sessions are too few."""
+    found = _interval(table, statistic, how)
+    return Figure(_value(table, statistic)) if found is None else Figure(found.estimate, found.low, found.high)
 
 
 def _difference(table: Floats, statistic: Callable[[Floats], Floats], how: Resampling) -> Difference:
-    """Return a statistic of sums with bounds and p-value, without them where the sessions are too few."""
-    value = float(statistic(table.mean(axis=0, keepdims=True))[0]) if len(table) else float("nan")
-    if not np.isfinite(value):
-        return Difference(Figure(None), None)
-    if len(table) < MIN_BLOCKS * how.block:
-        return Difference(Figure(value), None)
-    found = statistic_interval(table, statistic, how.block, how.level, how.draws, how.seed)
-    return Difference(Figure(value, found.low, found.high), two_sided_p(found))
+    """Return the same with a p-value."""
+    found = _interval(table, statistic, how)
+    if found is None:
+        return Difference(Figure(_value(table, statistic)), None)
+    return Difference(Figure(found.estimate, found.low, found.high), two_sided_p(found))
+
+
+def _interval(table: Floats, statistic: Callable[[Floats], Floats], how: Resampling) -> Interval | None:
+    if len(table) < MIN_BLOCKS * how.block or _value(table, statistic) is None:
+        return None
+    return statistic_interval(table, statistic, how.block, how.level, how.draws, how.seed)
+
+
+def _value(table: Floats, statistic: Callable[[Floats], Floats]) -> float | None:
+    value = float(statistic(table.mean(axis=0, keepdims=True))[0]) if len(table) else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _spread(column: Floats) -> Figure:

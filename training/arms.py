@@ -207,7 +207,9 @@ def registered_versions(config: OrchestratorConfig) -> list[TrainedVersion]:
         If the library cannot be opened.
     """
     if config.uses_embedded_database and not config.data_dir.is_dir():
-        raise ConfigError(f"data_dir: there is no folder {str(config.data_dir)!r}; local models are found in the daemon's")
+        raise ConfigError(
+            f"data_dir: there is no folder {str(config.data_dir)!r}; local models are found in the daemon's"
+        )
     library = open_library(config)
     try:
         models = ModelRegistry(library).versions()
@@ -264,7 +266,11 @@ def _local_seat(agent: AgentType, known: Sequence[TrainedVersion], config: Orche
     if chosen is not None:
         return _version_seat(chosen)
     return SeatPlan(
-        agent, "local", "local:base", local_prompt_hash(), note=f"the base model {config.learning.base_model}, untrained"
+        agent,
+        "local",
+        "local:base",
+        local_prompt_hash(),
+        note=f"the base model {config.learning.base_model}, untrained",
     )
 
 

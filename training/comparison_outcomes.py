@@ -88,7 +88,9 @@ class Expectations:
                             raise ValueError("a return that is not finite")
                         returns[date.fromisoformat(row["Date"]), symbol] = value
             except (KeyError, TypeError, ValueError, OSError) as error:
-                raise ConfigError(f"{path}: needs lines of Date,ExpectedReturn ({type(error).__name__}: {error})") from None
+                raise ConfigError(
+                    f"{path}: needs lines of Date,ExpectedReturn ({type(error).__name__}: {error})"
+                ) from None
         return cls(returns, hashes)
 
     def benchmark(self) -> dict[date, float]:

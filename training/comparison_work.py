@@ -122,6 +122,9 @@ class Thinker:
         self._rules = build_agents(by_rules)
         self._detector = MarketRegimeDetector()
         self._engine = FaultLocalizationEngine()
+        self._batch = BATCH_SESSIONS
+        if any(plan.hosted for plan in job.plans):  # a batch shares one deadline, so it must be asked at once
+            self._batch = min(self._batch, job.config.llm.concurrency)
         self._asked = [a for a in SEATS if a in self._rules and (a in job.agents or "strategist" in job.agents)]
         try:
             for plan in job.plans:
@@ -149,11 +152,13 @@ class Thinker:
         flat = PortfolioState(cash, cash, {})
         while True:
             # a view does not change while the store grows, so that a batch may be gathered ahead
-            batch = list(islice(closes, BATCH_SESSIONS))
+            batch = list(islice(closes, self._batch))
             if not batch:
                 break
             snapshots = [close.view.snapshot(chunk.symbol, close.session) for close in batch]
-            requests = [PolicyRequest(snapshot, self._detector.detect_regime(snapshot.inputs)) for snapshot in snapshots]
+            requests = [
+                PolicyRequest(snapshot, self._detector.detect_regime(snapshot.inputs)) for snapshot in snapshots
+            ]
             sessions += [close.session for close in batch]
             instants += [close.at for close in batch]
             volatility += [snapshot.inputs.daily_volatility for snapshot in snapshots]

@@ -84,12 +84,18 @@ def check_ray(address: str) -> None:
     try:
         # a client that cannot connect may hang or end its process, so another process asks first
         asked = subprocess.run(
-            [sys.executable, "-c", _ASK_RAY, address], env=environment, capture_output=True, timeout=ANSWER_S, check=False
+            [sys.executable, "-c", _ASK_RAY, address],
+            env=environment,
+            capture_output=True,
+            timeout=ANSWER_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(f"ray: no cluster answers at {address!r} within {ANSWER_S:g} s") from None
     if asked.returncode:
-        *_, last = [line for line in asked.stderr.decode(errors="replace").splitlines() if line.strip()] or ["no reason"]
+        *_, last = [line for line in asked.stderr.decode(errors="replace").splitlines() if line.strip()] or [
+            "no reason"
+        ]
         raise ConfigError(f"ray: no cluster answers at {address!r}: {last[:200]}")
 
 

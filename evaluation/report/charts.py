@@ -58,7 +58,9 @@ def interval_chart(lines: Sequence[IntervalLine], unit: str, digits: int = 3, sc
     shown = [line for line in lines if line.figure.value is not None]
     if not shown:
         return ""
-    ends = [scale * x for line in shown for x in (line.figure.value, line.figure.low, line.figure.high) if x is not None]
+    ends = [
+        scale * x for line in shown for x in (line.figure.value, line.figure.low, line.figure.high) if x is not None
+    ]
     low, high = min(0.0, *ends), max(0.0, *ends)
     step = _step(high - low)
     low, high = step * math.floor(low / step), step * math.ceil(high / step)
@@ -77,7 +79,9 @@ def interval_chart(lines: Sequence[IntervalLine], unit: str, digits: int = 3, sc
     ]
     for tick in _ticks(low, high, step):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_short(tick)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_short(tick)}</text>'
+        )
     parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{bottom}"/>')
     for place, line in enumerate(shown):
         y = 6 + ROW_PX * (place + 0.5)
@@ -111,7 +115,7 @@ def reliability_chart(curves: Sequence[Curve], title: str) -> str:
         return 6 + SIDE_PX * (1 - value)
 
     parts = [
-        f'<svg class="chart" viewBox="0 0 {size} {size + 18}" width="{size}" height="{size + 18}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {size} {size}" width="{size}" height="{size}" role="img" '
         f'aria-label="{escape(title)}">'
     ]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -133,7 +137,7 @@ def reliability_chart(curves: Sequence[Curve], title: str) -> str:
                 f"<title>{escape(curve.label)}: {item.count:,} calls, stated {item.stated:.2f}, came true {item.observed:.2f}"
                 "</title></circle>"
             )
-    parts.append(f'<text class="axis" x="{x(0.5):.0f}" y="{size + 12}" text-anchor="middle">stated</text></svg>')
+    parts.append(f'<text class="axis" x="{x(0.5):.0f}" y="{size - 4}" text-anchor="middle">stated</text></svg>')
     return "".join(parts)
 
 

@@ -59,7 +59,8 @@ def _reliability(report: ComparisonReport, colours: dict[str, int]) -> list[tupl
     charts = []
     for agent, rows in by_agent.items():
         convictions = [Curve(row.arm, row.figures.conviction.bins, colours[row.arm]) for row in rows]
-        charts.append((f"{agent}: conviction", reliability_chart(convictions, f"{agent}: conviction")))
+        if any(curve.bins for curve in convictions):
+            charts.append((f"{agent}: conviction", reliability_chart(convictions, f"{agent}: conviction")))
         calibrated = [
             Curve(row.arm, row.figures.p_correct.bins, colours[row.arm])
             for row in rows

@@ -23,13 +23,13 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NOT_KNOWN if value is None else f"{value:.{digits}%}"
 
 
-def bounds(figure: Figure, digits: int = 4, *, share: bool = False) -> str:
-    """Return the interval of a figure as text, empty where there is none."""
+def bounds(figure: Figure, digits: int = 4, *, share: bool = False, signed: bool = True) -> str:
+    """Return the interval of a figure as text, in percent for a share, empty where there is none."""
     if figure.low is None or figure.high is None:
         return ""
     if share:
         return f"[{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
-    return f"[{figure.low:+.{digits}f}, {figure.high:+.{digits}f}]"
+    return f"[{number(figure.low, digits, signed=signed)}, {number(figure.high, digits, signed=signed)}]"
 
 
 def render_table(report: ComparisonReport) -> str:
