@@ -20,7 +20,6 @@ from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from orchestration.history_walk import walk
 from training.arms import SEATS, Arm, ArmPlan, open_planned
-from utils.errors import ProviderError
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import JUNIOR_AGENTS, AgentOutput, AgentType, PortfolioState
 from utils.settings import OrchestratorConfig

@@ -91,11 +91,11 @@ def interval_chart(lines: Sequence[IntervalLine], unit: str, digits: int = 3, sc
         text = f"{value:+.{digits}f}"
         parts.append(f'<text class="label" x="0" y="{y + 4:.1f}">{escape(line.label)}</text>')
         if figure.low is not None and figure.high is not None:
-            ends = (scale * figure.low, scale * figure.high)
+            left, right = scale * figure.low, scale * figure.high
             parts.append(
-                f'<line class="interval {kind}" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<line class="interval {kind}" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-            text += f" [{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
+            text += f" [{left:+.{digits}f}, {right:+.{digits}f}]"
         parts.append(f'<circle class="point {kind}" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>')
         parts.append(f'<text class="value" x="{LABEL_PX + PLOT_PX + 8}" y="{y + 4:.1f}">{text}</text>')
     parts.append(
