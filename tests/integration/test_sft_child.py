@@ -32,7 +32,7 @@ from agents.policies.state_text import (
 from training.launcher import ChildResult, run_training_child, sft_command
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult, load_hyper_parameters
 from training.sft.train_adapter import token_lengths
-from training.small_base_model import Recipe, build_base_model, resolve_base_model
+from training.small_base_model import Recipe, build_base_model
 from utils.artifacts import verify
 from utils.errors import ConfigError, ProviderError, TrainingFailed
 from utils.schema import AgentOutput, AgentType, TechnicalOutput
@@ -321,21 +321,6 @@ def test_a_build_that_is_interrupted_leaves_nothing_that_could_be_taken_for_a_mo
     assert not list(tmp_path.glob("tiny-*"))
 
 
-def test_a_users_folder_is_taken_as_it_is_and_needs_weights_and_a_chat_template(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(build_base_model(tmp_path, MICRO), mine)
-    folder, digest = resolve_base_model(str(mine), tmp_path)
-    assert (folder, len(digest)) == (mine, 64)
-    (mine / "chat_template.jinja").unlink()
-    with pytest.raises(TrainingFailed, match="no chat template"):
-        resolve_base_model(str(mine), tmp_path)
-    (mine / "model.safetensors").unlink()
-    with pytest.raises(TrainingFailed, match=r"no .*weights"):
-        resolve_base_model(str(mine), tmp_path)
-    with pytest.raises(TrainingFailed, match="neither builtin:tiny nor a folder"):
-        resolve_base_model("Qwen/Qwen3-0.6B", tmp_path)
-
-
 def test_an_example_that_would_be_cut_ends_the_run_by_name(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -355,6 +340,8 @@ def test_hyper_parameters_come_from_the_profile_of_the_base_model_and_a_wrong_ke
     assert (tiny.learning_rate, tiny.max_length, tiny.use_cpu) == (2e-3, 256, True)
     assert (other.learning_rate, other.use_cpu, other.lora_r) == (2e-4, False, tiny.lora_r)
     path = tmp_path / "sft.yaml"
+    path.write_text("profiles: {org/name: {lora_r: 4}, org/name@v2: {lora_r: 2}}\n")
+    assert [load_hyper_parameters(f"org/name{at}", path).lora_r for at in ("", "@v1", "@v2")] == [4, 4, 2]
     path.write_text("defaults: {learning_rat: 1.0e-4}\n")
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         load_hyper_parameters("builtin:tiny", path)
