@@ -132,7 +132,9 @@ def test_what_is_unknown_is_not_cited() -> None:
 
 
 def test_quoted_headlines_are_never_cited() -> None:
-    quoted = f"{state_line('news', {'articles': 3})}\n=== data a begins ===\n[n1] score:2.0 articles:30\n=== data a ends ==="
+    quoted = (
+        f"{state_line('news', {'articles': 3})}\n=== data a begins ===\n[n1] score:2.0 articles:30\n=== data a ends ==="
+    )
     assert cited_evidence("news", quoted) == {"articles": 3}
     assert not is_grounded(quoted, ParsedDecision("buy", 0.7, {"score": 2.0}))
 
@@ -256,7 +258,9 @@ def test_an_endless_fence_takes_no_time_to_refuse(text: str) -> None:
     assert parse_decision(text) is None
 
 
-@given(st.text(max_size=60) | st.from_regex(r'\{"recommendation":"buy","confidence":[^,]{0,6},"evidence":\{[^}]{0,12}\}\}'))
+@given(
+    st.text(max_size=60) | st.from_regex(r'\{"recommendation":"buy","confidence":[^,]{0,6},"evidence":\{[^}]{0,12}\}\}')
+)
 def test_whatever_a_model_writes_is_a_sound_decision_or_none(text: str) -> None:
     decision = parse_decision(text)
     assert decision is None or (

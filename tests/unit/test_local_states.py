@@ -64,7 +64,9 @@ def facts_of(asked: PolicyRequest, agent_type: str) -> AgentOutput:
 
 def market(**more: Any) -> PolicyRequest:
     """A request in a calm market at the time of the factory's outputs."""
-    asked = make_request(make_snapshot(inputs=CALM, as_of=AS_OF, news=more.pop("news", ()), filings=more.pop("filings", ())))
+    asked = make_request(
+        make_snapshot(inputs=CALM, as_of=AS_OF, news=more.pop("news", ()), filings=more.pop("filings", ()))
+    )
     return replace(asked, **more)  # fmt: skip
 
 
@@ -266,7 +268,9 @@ def test_a_side_that_was_never_lived_through_is_unknown() -> None:
 
 
 def test_without_experiences_none_are_spoken_of() -> None:
-    assert not {"past", "pbuy", "psell"} & {name for name, _ in pairs(StateWriter().write(technical_output(), market()))}
+    assert not {"past", "pbuy", "psell"} & {
+        name for name, _ in pairs(StateWriter().write(technical_output(), market()))
+    }
 
 
 # what a state must not show
@@ -382,7 +386,10 @@ def test_whatever_a_headline_is_it_stays_one_line_between_the_boundaries(text: s
 def test_states_under_different_keys_differ_in_the_boundaries_alone() -> None:
     output = news_output()
     one, other = (StateWriter(3, key).write(output, market()).split("\n") for key in (b"a", b"b"))
-    assert [i for i, (left, right) in enumerate(itertools.zip_longest(one, other)) if left != right] == [1, len(one) - 1]
+    assert [i for i, (left, right) in enumerate(itertools.zip_longest(one, other)) if left != right] == [
+        1,
+        len(one) - 1,
+    ]
 
 
 def test_filings_and_articles_that_rules_do_not_cite_leave_the_age_alone() -> None:

@@ -81,7 +81,9 @@ class LocalModelPolicy:
         if rules.agent_type != agent_type:
             raise ConfigError(f"rules of the {rules.agent_type} agent cannot compute the facts of {agent_type}")
         if agent_type == "strategist" and not isinstance(rules, RulesStrategist):
-            raise ConfigError(f"{type(rules).__name__} cannot carry out a strategist's decision; give a RulesStrategist")
+            raise ConfigError(
+                f"{type(rules).__name__} cannot carry out a strategist's decision; give a RulesStrategist"
+            )
         self.agent_type: AgentType = agent_type
         self.name = f"local:{source.version}"
         self.reads_experiences = reads_experiences
