@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from agents.factory import hosted_policy, local_policy
+from agents.factory import hosted_policy, plug_ins, plugin_policy, rules_for
 from agents.policies.base import Policy
+from agents.policies.local.decisions import prompt_hash as local_prompt_hash
+from agents.policies.local.states import LOCAL_AGENTS
 from agents.policies.prompting import PROMPTED_AGENTS, prompt_hash
-from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
-from agents.policies.state_text import prompt_hash as local_prompt_hash
 from data_pipeline.library_access import open_library
 from training import training_runs
+from training.local_models import LocalModels
 from training.model_registry import ModelRegistry, ModelVersion
 from utils.clock import isoformat
 from utils.errors import ConfigError, nearest
@@ -29,17 +30,10 @@ from utils.settings import ENVIRONMENT, OrchestratorConfig
 SEATS: tuple[AgentType, ...] = (*JUNIOR_AGENTS, "strategist")
 """Seats that an arm fills, in the order in which they are asked."""
 
-LOCAL_AGENTS: tuple[AgentType, ...] = ("technical",)
-"""Agents that a local model can think for."""
-
 KNOWN_ARMS = ("rules", "local", "local:base", "local:<agent>@<hash>", *HOSTED)
 
-_RULES: Mapping[AgentType, Callable[[], Policy]] = {
-    "news": RulesNews,
-    "technical": RulesTechnical,
-    "fundamental": RulesFundamental,
-    "strategist": RulesStrategist,
-}
+ENOUGH_S = 3600.0
+"""A computing model is waited for: what it says must not depend on how busy the machine is. Its latency is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +56,8 @@ class SeatPlan:
         SHA-256 of the system prompt, None for rules.
     version : ModelVersion or None
         Of a local model; None for its base model.
+    base_model : str or None
+        Of a local model.
     data_cutoff : datetime or None
         Until when the version's training had seen outcomes.
     note : str
@@ -69,10 +65,11 @@ class SeatPlan:
     """
 
     agent_type: AgentType
-    kind: Literal["rules", "local", "hosted"]
+    kind: Literal["rules", "local", "hosted", "plug-in"]
     policy: str
     prompt_hash: str | None = None
     version: ModelVersion | None = None
+    base_model: str | None = None
     data_cutoff: datetime | None = None
     note: str = ""
 
@@ -84,7 +81,7 @@ class SeatPlan:
             "prompt_sha256": self.prompt_hash,
             "version": version.version if version else None,
             "adapter_sha256": version.sha256 if version else None,
-            "base_model": version.base_model if version else None,
+            "base_model": self.base_model,
             "state": version.state if version else None,
             "gate_verdict": (version.gate or {}).get("verdict") if version else None,
             "trained_on_outcomes_until": isoformat(self.data_cutoff) if self.data_cutoff else None,
@@ -103,6 +100,11 @@ class ArmPlan:
     def hosted(self) -> bool:
         """Whether answers come from a vendor: such an arm waits, costs money, and may remember the period."""
         return any(seat.kind == "hosted" for seat in self.seats)
+
+    @property
+    def local(self) -> bool:
+        """Whether a local model thinks on any seat."""
+        return any(seat.kind == "local" for seat in self.seats)
 
     def described(self) -> dict[str, Any]:
         """Return the arm as JSON values."""
@@ -141,7 +143,8 @@ def plan_arm(
     name : str
         ``rules``; ``local``: on each seat the champion, else the newest version whatever the gate said of it, else the base
         model; ``local:base``; ``local:<agent>@<hash>``: that version, given by any beginning of its hash, and rules on all
-        other seats; ``anthropic``, ``openai`` or ``gemini``: that vendor's model of section llm.
+        other seats; ``anthropic``, ``openai`` or ``gemini``: that vendor's model of section llm; ``<plug-in>``: that policy on
+        all seats, ``<plug-in>:<agent>``: on one, with rules on all others.
     config : OrchestratorConfig
     versions : callable, optional
         The trained versions, newest first; the registry of the configured library by default. Called for local arms only.
@@ -168,13 +171,32 @@ def plan_arm(
             name,
             tuple(_version_seat(chosen) if agent == chosen.model.agent_type else _by_rules(agent) for agent in SEATS),
         )
+    brought = plug_ins()
+    if kind in brought and (not wanted or wanted in SEATS):
+        return ArmPlan(
+            name,
+            tuple(
+                SeatPlan(agent, "plug-in", kind, note="a policy of another package")
+                if wanted in ("", agent)
+                else _by_rules(agent)
+                for agent in SEATS
+            ),
+        )
+    known_names = (*KNOWN_ARMS, *brought)
     raise ConfigError(
-        f"policies: nothing is known by the name {name!r}{nearest(name, KNOWN_ARMS)}; choose among {', '.join(KNOWN_ARMS)}"
+        f"policies: nothing is known by the name {name!r}{nearest(name, known_names)}; choose among {', '.join(known_names)}"
     )
 
 
-def open_planned(plan: ArmPlan, config: OrchestratorConfig) -> Arm:
+def open_planned(plan: ArmPlan, config: OrchestratorConfig, local_models: LocalModels | None = None) -> Arm:
     """Open every seat of a plan.
+
+    Parameters
+    ----------
+    plan : ArmPlan
+    config : OrchestratorConfig
+    local_models : LocalModels, optional
+        Shared between arms, so that a base model is loaded once; its owner closes it. By default the arm opens its own.
 
     Raises
     ------
@@ -182,20 +204,28 @@ def open_planned(plan: ArmPlan, config: OrchestratorConfig) -> Arm:
         If a model is damaged, not installed or cannot be reached.
     """
     closers: list[Callable[[], None]] = []
-    models = ChatModels(config, replay=True) if plan.hosted else None
-    if models is not None:
-        closers.append(models.close)
+    chat_models = ChatModels(config, replay=True) if plan.hosted else None
+    if chat_models is not None:
+        closers.append(chat_models.close)
+    if plan.local and local_models is None:
+        local_models = open_local_models(config)
+        closers.append(local_models.close)
     policies: dict[AgentType, Policy] = {}
     try:
         for seat in plan.seats:
-            policy = _opened(seat, config, models)
-            policies[seat.agent_type] = policy
-            if seat.kind == "local" and callable(close := getattr(policy, "close", None)):
-                closers.append(close)
+            policy = policies[seat.agent_type] = _opened(seat, config, chat_models, local_models)
+            if seat.kind in ("local", "plug-in") and callable(close := getattr(policy, "close", None)):
+                closers.insert(0, close)
     except BaseException:
         Arm(plan.name, {}, {}, tuple(closers)).close()
         raise
     return Arm(plan.name, policies, plan.described(), tuple(closers))
+
+
+def open_local_models(config: OrchestratorConfig) -> LocalModels:
+    """Return local models that are waited for, however long they compute."""
+    patient = {agent: config.agent(agent).model_copy(update={"timeout_s": ENOUGH_S}) for agent in SEATS}
+    return LocalModels(config.model_copy(update={"agent_settings": {**config.agent_settings, **patient}}))
 
 
 def registered_versions(config: OrchestratorConfig) -> list[TrainedVersion]:
@@ -220,27 +250,22 @@ def registered_versions(config: OrchestratorConfig) -> list[TrainedVersion]:
     return [TrainedVersion(model, cutoffs.get(model.training_run_id)) for model in models]
 
 
-def _opened(seat: SeatPlan, config: OrchestratorConfig, models: ChatModels | None) -> Policy:
-    rules = _RULES[seat.agent_type]()
-    if seat.kind == "local":
-        return _local_policy(seat)
-    if seat.kind == "hosted" and models is not None:
-        model = models.model(seat.policy.partition(":")[0])
-        deadline_s = config.agent(seat.agent_type).timeout_s
+def _opened(
+    seat: SeatPlan, config: OrchestratorConfig, chat_models: ChatModels | None, local_models: LocalModels | None
+) -> Policy:
+    agent = seat.agent_type
+    rules = rules_for(agent)
+    if seat.kind == "plug-in":
+        return plugin_policy(seat.policy, agent, config, rules)
+    if seat.kind == "local" and local_models is not None:
+        if seat.version is None:
+            return local_models.policy_for(agent, rules)
+        return local_models.version_policy(seat.version, agent, rules)
+    if seat.kind == "hosted" and chat_models is not None:
+        model = chat_models.model(seat.policy.partition(":")[0])
         key = replay_key(config.random_state)
-        return hosted_policy(seat.agent_type, model, rules, deadline_s=deadline_s, boundary_key=key)
+        return hosted_policy(agent, model, rules, deadline_s=config.agent(agent).timeout_s, boundary_key=key)
     return rules
-
-
-def _local_policy(seat: SeatPlan) -> Policy:
-    """Load a seat's local model."""
-    version = seat.version
-    if version is None:
-        raise ConfigError(
-            f"policies: no version of the {seat.agent_type} agent has been trained, and a base model alone cannot answer in "
-            "this version; name rules, or the data_dir of a daemon that has trained"
-        )
-    return local_policy(seat.agent_type, version.version, version.base_dir, version.path, version.sha256)
 
 
 def _by_rules(agent: AgentType, note: str = "") -> SeatPlan:
@@ -265,12 +290,14 @@ def _local_seat(agent: AgentType, known: Sequence[TrainedVersion], config: Orche
     chosen = next((version for version in own if version.model.state == "champion"), own[0] if own else None)
     if chosen is not None:
         return _version_seat(chosen)
+    base = config.learning.base_model
     return SeatPlan(
         agent,
         "local",
         "local:base",
-        local_prompt_hash(),
-        note=f"the base model {config.learning.base_model}, untrained",
+        local_prompt_hash(agent),
+        base_model=base,
+        note=f"the base model {base}, untrained",
     )
 
 
@@ -279,7 +306,7 @@ def _version_seat(chosen: TrainedVersion) -> SeatPlan:
     (agent,) = (agent for agent in get_args(AgentType) if agent == model.agent_type)
     verdict = (model.gate or {}).get("verdict", "no verdict")
     return SeatPlan(
-        agent, "local", f"local:{model.version}", local_prompt_hash(), model, chosen.data_cutoff,
+        agent, "local", f"local:{model.version}", local_prompt_hash(agent), model, model.base_model, chosen.data_cutoff,
         f"{model.state}; the gate said: {verdict.replace('_', ' ')}",
     )  # fmt: skip
 

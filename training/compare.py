@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from data_pipeline.feeds.replay import ReplayFeed
-from evaluation.bootstrap import DEFAULT_BLOCK
+from evaluation.bootstrap import DEFAULT_BLOCK, MIN_BLOCKS
 from evaluation.comparison import Resampling, adjusted, call_figures, paired_figures, random_figures, suspicions
 from evaluation.report.comparison_page import render_page
 from evaluation.report.comparison_report import (
@@ -42,7 +42,7 @@ from utils.artifacts import write_atomically
 from utils.errors import ConfigError, SystemFault, nearest
 from utils.hashing import content_hash
 from utils.schema import AgentType
-from utils.settings import OrchestratorConfig
+from utils.settings import BUILTIN_TINY, OrchestratorConfig
 
 BLOCK_HORIZONS = 4
 """A block of the bootstrap is this many horizons, or 20 sessions where that is longer."""
@@ -347,10 +347,15 @@ def _warnings(plans: Sequence[ArmPlan], rows: Sequence[AgentRow], settled: Settl
                 f"{plan.name}: contaminated unless shown otherwise. A hosted model may remember this period; only dates after "
                 "its training cut-off say anything of its skill."
             )
+        found += [
+            f"{plan.name}, {seat.agent_type}: the base model {seat.base_model} was trained elsewhere and may remember this period."
+            for seat in plan.seats
+            if seat.base_model not in (None, BUILTIN_TINY)
+        ]
         found += [_seen(plan.name, seat, settled) for seat in plan.seats if _overlaps(seat, settled)]
-    if len(settled.sessions) < 3 * how.block:
+    if len(settled.sessions) < MIN_BLOCKS * how.block:
         found.append(
-            f"{len(settled.sessions)} sessions hold fewer than 3 blocks of {how.block}: there are no intervals, and nothing can "
+            f"{len(settled.sessions)} sessions hold fewer than {MIN_BLOCKS} blocks of {how.block}: there are no intervals, and nothing can "
             "be concluded."
         )
     return found
@@ -388,7 +393,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.compare",
         description="Compare ways of thinking on the same decisions of one history.",
-        epilog="The first policy is the reference. Arms: rules, local, local:base, local:<agent>@<hash>, anthropic, openai, gemini.",
+        epilog="The first policy is the reference. Arms: rules, local, local:base, local:<agent>@<hash>, anthropic, openai, gemini, or a plug-in.",
     )
     parser.add_argument("--policies", required=True, metavar="NAME,NAME", help="arms, separated by commas")
     parser.add_argument(

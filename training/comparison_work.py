@@ -19,7 +19,7 @@ from data_pipeline.feeds.replay import ReplayFeed
 from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from orchestration.history_walk import walk
-from training.arms import SEATS, Arm, ArmPlan, open_planned
+from training.arms import SEATS, Arm, ArmPlan, open_local_models, open_planned
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import JUNIOR_AGENTS, AgentOutput, AgentType, PortfolioState
 from utils.settings import OrchestratorConfig
@@ -125,9 +125,10 @@ class Thinker:
         if any(plan.hosted for plan in job.plans):  # a batch shares one deadline, so it must be asked at once
             self._batch = min(self._batch, job.config.llm.concurrency)
         self._asked = [a for a in SEATS if a in self._rules and (a in job.agents or "strategist" in job.agents)]
+        self._local = open_local_models(job.config) if any(plan.local for plan in job.plans) else None
         try:
             for plan in job.plans:
-                arm = open_planned(plan, job.config)
+                arm = open_planned(plan, job.config, self._local)
                 agents = build_agents(by_rules)
                 self._arms.append((arm, agents))
                 for name, policy in arm.policies.items():
@@ -174,6 +175,8 @@ class Thinker:
         """Free the arms."""
         for arm, _ in self._arms:
             arm.close()
+        if self._local is not None:
+            self._local.close()
 
     def _answers(
         self, agents: Mapping[str, Agent], requests: Sequence[PolicyRequest], flat: PortfolioState
@@ -234,7 +237,7 @@ _thinkers: dict[int, tuple[Job, Thinker]] = {}
 
 
 def think(job: Job, chunk: Chunk) -> Thought:
-    """Answer a chunk with the arms of this process, opened at its first chunk.
+    """Answer a chunk in a worker's process, whose arms are opened at its first chunk and end with it.
 
     Raises
     ------

@@ -11,13 +11,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import repeat
 
-from training.comparison_work import Chunk, Job, Thought, think
-from utils.errors import ConfigError
+from training.comparison_work import Chunk, Job, Thinker, Thought, think
+from utils.errors import ConfigError, SystemFault
 
 RAY_LOCAL = "local"
 """The address that stands for a cluster started here for the one run."""
@@ -56,13 +58,14 @@ def spread(
     if ray_address is not None:
         results = _by_ray(job, chunks, workers, ray_address)
     elif workers == 1 or len(chunks) == 1:
-        results = (think(job, chunk) for chunk in chunks)
+        results = _here(job, chunks)
     else:
         results = _by_processes(job, chunks, min(workers, len(chunks)))
     thoughts = []
-    for thought in results:
-        done(thought)
-        thoughts.append(thought)
+    with closing(results):
+        for thought in results:
+            done(thought)
+            thoughts.append(thought)
     return thoughts
 
 
@@ -109,17 +112,28 @@ def _reach(address: str) -> None:
         raise ConfigError(f"ray: nothing answers at {address!r} ({error})") from None
 
 
-def _by_processes(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Thought]:
+def _here(job: Job, chunks: Sequence[Chunk]) -> Generator[Thought, None, None]:
+    thinker = Thinker(job)
+    try:
+        for chunk in chunks:
+            yield thinker.think(chunk)
+    finally:
+        thinker.close()
+
+
+def _by_processes(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[Thought, None, None]:
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of model libraries
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
             yield from pool.map(think, repeat(job), chunks)
+        except BrokenProcessPool:
+            raise ConfigError("workers: one of them was ended, most likely for want of memory; take fewer") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _by_ray(job: Job, chunks: Sequence[Chunk], workers: int, address: str) -> Iterator[Thought]:
+def _by_ray(job: Job, chunks: Sequence[Chunk], workers: int, address: str) -> Generator[Thought, None, None]:
     import ray
 
     options = {"num_cpus": workers, "include_dashboard": False} if address == RAY_LOCAL else {}
@@ -129,5 +143,9 @@ def _by_ray(job: Job, chunks: Sequence[Chunk], workers: int, address: str) -> It
         shared = ray.put(job)
         for reference in [task.remote(shared, chunk) for chunk in chunks]:
             yield ray.get(reference)
+    except ray.exceptions.RayError as error:
+        if isinstance(error, SystemFault):  # raised by a task, and then it is of both types
+            raise
+        raise ConfigError(f"ray: the cluster gave the work up: {str(error).strip().splitlines()[-1][:200]}") from error
     finally:
         ray.shutdown()

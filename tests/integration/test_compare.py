@@ -29,7 +29,6 @@ from training.compare import ComparisonSettings, compare
 from training.comparison_outcomes import Expectations, settle
 from training.comparison_work import CallRecord, Chunk, Job, Thinker, Thought
 from training.model_registry import ModelVersion
-from utils.errors import ConfigError
 from utils.hashing import content_hash
 from utils.settings import ENVIRONMENT, OrchestratorConfig
 
@@ -319,7 +318,7 @@ def test_a_local_arm_takes_the_champion_else_the_newest_else_the_base_model(
     plan = plan_arm(name, config(tmp_path), lambda: known)
     seats = {seat.agent_type: seat for seat in plan.seats}
     assert seats["technical"].policy == policy
-    assert seats["news"].policy == "rules"
+    assert plan.local is True
     assert plan.hosted is False
 
 
@@ -497,6 +496,37 @@ def test_an_arm_opens_to_a_policy_for_each_seat(tmp_path: Path) -> None:
     arm.close()
 
 
-def test_a_base_model_that_cannot_answer_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="base model alone"):
-        open_arm("local:base", config(tmp_path))
+PLUG_IN = """
+class Bold:
+    reads_experiences, waits, prompt_hash, name = False, False, None, "bold"
+
+    def __init__(self, agent_type, config, rules):
+        self.agent_type, self._rules = agent_type, rules
+
+    def decide_many(self, requests):
+        said = self._rules.decide_many(requests)
+        return [o.model_copy(update={"policy": self.name, **({} if o.abstained else {"confidence": 0.9})}) for o in said]
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_plug_in_takes_the_seat_that_its_arm_names_wherever_the_work_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    package = tmp_path / "package"
+    (package / "bold-1.0.dist-info").mkdir(parents=True)
+    (package / "bold_policy.py").write_text(PLUG_IN)
+    (package / "bold-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bold\nVersion: 1.0\n")
+    (package / "bold-1.0.dist-info" / "entry_points.txt").write_text(
+        "[stock_agents.policies]\nbold = bold_policy:Bold\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    more = ("--agents", "technical", "--end", "2014-04-30", "--symbols", "AAA", "BBB", "--workers", workers)
+    report = run(folder, tmp_path, "--policies", "rules,bold:technical", *more)
+    rules, bold = (row_of(report, arm, "technical") for arm in ("rules", "bold:technical"))
+    assert bold["policy"] == "bold"
+    assert [stated["stated"] for stated in bold["figures"]["conviction"]["bins"]] == [pytest.approx(0.9)]
+    assert bold["figures"]["net_return"] == rules["figures"]["net_return"]
+    assert bold["service"]["answered_by_rules"] == 0
+    (pair,) = report["pairs"]
+    assert pair["figures"]["accuracy"]["value"]["value"] == 0.0
