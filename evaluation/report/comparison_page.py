@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.report.charts import Curve, IntervalLine, interval_chart, reliability_chart
-from evaluation.report.comparison_report import AgentRow, ComparisonReport
+from evaluation.report.comparison_report import AgentRow, ComparisonReport, PairRow
 from evaluation.report.comparison_table import bounds, number, percent
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
@@ -31,21 +32,22 @@ def render_page(report: ComparisonReport) -> str:
         arms=arms,
         colours=colours,
         agents=list(dict.fromkeys(row.agent for row in report.rows)),
-        reward_chart=_differences(report, "reward"),
-        accuracy_chart=_differences(report, "accuracy"),
+        reward_chart=_differences(report.pairs, "reward"),
+        accuracy_chart=_differences(report.pairs, "accuracy"),
+        baseline_chart=_differences(report.baseline_pairs, "reward", against=True),
         reliability=_reliability(report, colours),
         timing={(row.arm, row.agent): row for row in report.timing},
         protocol=json.dumps(report.protocol, indent=2, ensure_ascii=False),
     )
 
 
-def _differences(report: ComparisonReport, what: str) -> str:
+def _differences(pairs: Sequence[PairRow], what: str, *, against: bool = False) -> str:
     reward = what == "reward"
     lines = []
-    for pair in report.pairs:
+    for pair in pairs:
         difference = pair.figures.reward if reward else pair.figures.accuracy
         strong = difference.p_holm is not None and difference.p_holm < SIGNIFICANT
-        lines.append(IntervalLine(f"{pair.arm}, {pair.agent}", difference.value, strong))
+        lines.append(IntervalLine(f"{pair.arm}, {pair.reference if against else pair.agent}", difference.value, strong))
     if reward:
         return interval_chart(lines, "difference of mean reward a decision")
     return interval_chart(lines, "difference of accuracy, percentage points", 1, 100)

@@ -38,7 +38,7 @@ class AgentRow:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """An arm's agent minus the same agent of the reference."""
+    """An arm's agent minus the same agent of the reference, or minus a baseline where `reference` names one."""
 
     arm: str
     reference: str
@@ -78,6 +78,8 @@ class ComparisonReport:
         A symbol a session; those whose horizon reaches beyond the period are left out; sessions with a settled decision.
     expected_known : bool
         Whether the history says what was to be expected.
+    baseline_pairs : tuple of PairRow
+        The primary agent of every arm minus each baseline, a family of their own.
     warnings : tuple of str
         What to distrust.
     """
@@ -95,6 +97,7 @@ class ComparisonReport:
     rows: tuple[AgentRow, ...]
     pairs: tuple[PairRow, ...]
     baselines: tuple[BaselineRow, ...]
+    baseline_pairs: tuple[PairRow, ...]
     warnings: tuple[str, ...]
     timing: tuple[TimingRow, ...]
     wall_s: float

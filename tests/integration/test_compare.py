@@ -25,7 +25,7 @@ from data_pipeline.feeds.replay import ReplayFeed
 from orchestration.history_walk import walk
 from training import compare as command
 from training.arms import TrainedVersion, open_arm, plan_arm
-from training.compare import ComparisonSettings, compare
+from training.comparison import ComparisonSettings, compare
 from training.comparison_outcomes import Expectations, settle
 from training.comparison_work import CallRecord, Chunk, Job, Thinker, Thought
 from training.model_registry import ModelVersion
