@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.feeds.replay import SAMPLE, ReplayFeed
-from data_pipeline.feeds.simulated import SimulatedFeed, configured_scenario
+from data_pipeline.feeds.simulated import SimulatedFeed
+from data_pipeline.simulation.settings import configured_scenario
 from utils.errors import ConfigError
 from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry

@@ -6,7 +6,6 @@ it knows of its own future, `expected_return` and `change_points`, is for tests 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ from data_pipeline.simulation.history import SimulatedHistory
 from data_pipeline.simulation.scenario import Scenario
 from utils.clock import Clock, WallClock
 from utils.errors import ConfigError
-from utils.setting_sections import SimulationSettings
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 
@@ -69,32 +67,3 @@ class SimulatedFeed(ReplayFeed):
     def change_points(self) -> tuple[ChangePoint, ...]:
         """Return every switch of the regime, in order."""
         return self.market.change_points()
-
-
-def configured_scenario(
-    settings: SimulationSettings, symbols: Sequence[str] | None = None, seed: int | None = None
-) -> Scenario:
-    """Return the scenario that the settings ask for.
-
-    Parameters
-    ----------
-    settings : SimulationSettings
-        Its file, if any, is the base; what is set beside it wins.
-    symbols : sequence of str, optional
-        Win over those of the settings.
-    seed : int, optional
-        Where neither the file nor the settings state one.
-    """
-    scenario = Scenario() if settings.scenario is None else Scenario.from_yaml(settings.scenario)
-    changes: dict[str, Any] = {}
-    if settings.seed is not None:
-        changes["seed"] = settings.seed
-    elif seed is not None and "seed" not in scenario.model_fields_set:
-        changes["seed"] = seed
-    if settings.sessions is not None:
-        changes["sessions"] = settings.sessions
-    if symbols or settings.symbols:
-        changes["symbols"] = tuple(symbols or settings.symbols or ())
-    if settings.edge_bps is not None:
-        changes["edges"] = scenario.with_edge(settings.edge_bps).edges
-    return scenario.replaced(**changes) if changes else scenario
