@@ -52,7 +52,9 @@ def check_feed(config: OrchestratorConfig) -> None:
     keyed = [name for name in ("finnhub", "polygon") if getattr(config, f"{name}_api_key") is not None]
     if config.feed in ("finnhub", "polygon") or (config.feed == "auto" and keyed):
         asked = config.feed if config.feed != "auto" else f"auto with a key of {' and '.join(keyed)}"
-        raise ConfigError(f"feed: {asked}: this version streams replayed and simulated history only; use --feed replay or --feed simulated")
+        raise ConfigError(
+            f"feed: {asked}: this version streams replayed and simulated history only; use --feed replay or --feed simulated"
+        )
 
 
 def _symbols(config: OrchestratorConfig) -> tuple[str, ...] | None:

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sessions", metavar="N", type=int, help="sessions to generate; default 500")
     parser.add_argument("--start", metavar="DATE", help="the first session is the first from here; default 2005-01-03")
     parser.add_argument("--symbols", metavar="SYM", nargs="+", help="tickers, or how many to make up; default 8")
-    parser.add_argument("--edge_bps", metavar="BPS", type=float, help="one edge for every agent in every regime; 0 for none")
+    parser.add_argument(
+        "--edge_bps", metavar="BPS", type=float, help="one edge for every agent in every regime; 0 for none"
+    )
     parser.add_argument("--shuffled", action="store_true", help="no signal says anything about what is planted")
     options = parser.parse_args(arguments)
     configure_logging()
@@ -50,7 +52,11 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         symbols = generated_symbols(int(symbols[0]))
     try:
         settings = SimulationSettings(
-            scenario=options.scenario, seed=options.seed, sessions=options.sessions, symbols=symbols, edge_bps=options.edge_bps
+            scenario=options.scenario,
+            seed=options.seed,
+            sessions=options.sessions,
+            symbols=symbols,
+            edge_bps=options.edge_bps,
         )
     except ValidationError as error:
         raise ConfigError("; ".join(explained(item) for item in error.errors(include_url=False))) from None
@@ -72,7 +78,9 @@ def _described(market: SimulatedMarket, folder: Path) -> str:
     ]
     for agent, by_regime in scenario.edges.items():
         stated = ", ".join(f"{name} {edge:g}" for name, edge in by_regime.items())
-        lines.append(f"  edge {agent:<15} {stated} bp a decision over {scenario.horizon_sessions} sessions, before costs")
+        lines.append(
+            f"  edge {agent:<15} {stated} bp a decision over {scenario.horizon_sessions} sessions, before costs"
+        )
     if scenario.shuffled:
         lines.append("  shuffled             the signals say nothing: whoever acts on them earns nothing before costs")
     lines += [

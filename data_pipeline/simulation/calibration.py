@@ -56,7 +56,10 @@ def calibrate(scenario: Scenario) -> FloatArray:
     """
     shared = len(scenario.symbols), scenario.market_share, scenario.horizon_sessions
     return np.array(
-        [_solved(regime, tuple(scenario.edge(agent, regime.name) for agent in AGENTS), *shared) for regime in scenario.regimes]
+        [
+            _solved(regime, tuple(scenario.edge(agent, regime.name) for agent in AGENTS), *shared)
+            for regime in scenario.regimes
+        ]
     )
 
 
@@ -81,22 +84,23 @@ def _solved(
     def earned(coefficients: FloatArray) -> FloatArray:
         return _earned(regime, coefficients, symbols, market_share, horizon)
 
-    for _ in range(_STEPS):
-        missed = wanted - earned(found)
-        if regime.news_rate == 0:
-            missed[AGENTS.index("news")] = 0.0  # nothing can be earned on news that there are not
-        if np.all(np.abs(missed) <= _TOLERANCE):
-            return tuple(found.tolist())
-        steps = _PROBE * np.eye(len(AGENTS))
-        slopes = np.column_stack([(earned(found + step) - earned(found - step)) / (2 * _PROBE) for step in steps])
-        slopes += np.diag(np.where(np.abs(np.diag(slopes)) > 0, 0.0, 1.0))
-        found = found + np.linalg.solve(slopes, missed)
+    with np.errstate(over="ignore", invalid="ignore"):  # where the system blows up there is no solution
+        for _ in range(_STEPS):
+            missed = wanted - earned(found)
+            if regime.news_rate == 0:
+                missed[AGENTS.index("news")] = 0.0  # nothing can be earned on news that there are not
+            if np.all(np.abs(missed) <= _TOLERANCE):
+                return tuple(found.tolist())
+            steps = _PROBE * np.eye(len(AGENTS))
+            slopes = np.column_stack([(earned(found + step) - earned(found - step)) / (2 * _PROBE) for step in steps])
+            slopes += np.diag(np.where(np.abs(np.diag(slopes)) > 0, 0.0, 1.0))
+            if not np.all(np.isfinite(slopes)) or not np.all(np.isfinite(missed)):
+                break
+            found = found + np.linalg.solve(slopes, missed)
     raise ConfigError(f"scenario.edges: the edges in regime {regime.name!r} cannot be had together; lower them")
 
 
-def _earned(
-    regime: Regime, coefficients: FloatArray, symbols: int, market_share: float, horizon: int
-) -> FloatArray:
+def _earned(regime: Regime, coefficients: FloatArray, symbols: int, market_share: float, horizon: int) -> FloatArray:
     """Return what acting on the side of each signal earns against the market over the horizon, as a fraction."""
     news, technical, filing = coefficients.tolist()
     variance = regime.volatility**2
@@ -122,7 +126,9 @@ def _earned(
     covariance += squares * np.array([(filed_contrast**2).mean(), (filed_contrast * filed_expected).mean()])
     for quarter in range(1, _MEMORY_QUARTERS):
         past = filing * (sums[age + quarter * QUARTER] - sums[age + (quarter - 1) * QUARTER])
-        covariance += squares * np.array([((past @ _CONTRAST) ** 2).mean(), (past @ _CONTRAST * (past @ weights)).mean()])
+        covariance += squares * np.array(
+            [((past @ _CONTRAST) ** 2).mean(), (past @ _CONTRAST * (past @ weights)).mean()]
+        )
     chance = news_probability(regime.news_rate)
     covariance += chance * np.array([shock_contrast @ shock_contrast, shock_contrast @ shock_expected])
     own = 1 - market_share

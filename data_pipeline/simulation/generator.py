@@ -106,9 +106,11 @@ def generate(scenario: Scenario, calendar: str = "XNYS") -> SimulatedMarket:
         If the market would be too predictable (see `Scenario.allow_predictable`), or the calendar does not reach so far.
     """
     refuse_predictable(scenario)
-    before = timedelta(days=int(_BEFORE * _DAYS_A_SESSION))
+    first = scenario.start - timedelta(days=int(_BEFORE * _DAYS_A_SESSION))
     end = scenario.start + timedelta(days=int(scenario.sessions * _DAYS_A_SESSION)) + _SPARE
-    exchange = ExchangeCalendar(calendar, start=scenario.start - before, end=end)
+    # whole years: to ask the calendar takes a process of its own, and the same question is asked once
+    end = end.replace(month=12, day=31)
+    exchange = ExchangeCalendar(calendar, start=first.replace(month=1, day=1), end=end)
     sessions = tuple(exchange.sessions(scenario.start, end)[: scenario.sessions])
     if len(sessions) < scenario.sessions:
         raise ConfigError(

@@ -67,6 +67,8 @@ class SimulatedHistory:
         filings = market.paths.filings[self._column(symbol)]
         rows = []
         for number, metrics in zip(filings.sessions.tolist(), filings.metrics, strict=True):
+            if number >= len(market.sessions):
+                break
             session = market.filing_session(number)
             filed = market.calendar.open_time(session) + _FILED_AFTER_OPEN
             ended = (session - _PERIOD_ENDED_BEFORE).isoformat()

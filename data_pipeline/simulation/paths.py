@@ -35,14 +35,13 @@ BURN_IN = 150
 PRIOR_FILINGS = 4
 """Filings of before the first session, so that a multiple has a history."""
 
-_TWIN = "twin:"
 _FIRST_PRICES = (30.0, 180.0)
 _FIRST_VOLUMES = (2e6, 2e7)
 
 
 @dataclass(frozen=True, slots=True)
 class Filings:
-    """The figures of one symbol's filings: `sessions` of their publication (negative before the start), and metrics."""
+    """One symbol's filings: the `sessions` they are published in, from before the start to after the end, and their metrics."""
 
     sessions: IntArray
     metrics: tuple[dict[str, float], ...]
@@ -92,8 +91,7 @@ def simulate(scenario: Scenario) -> Paths:
     burnt = np.concatenate([np.full(BURN_IN, schedule[0]), schedule])
     planting = plant(scenario, burnt)
     texts = _Texts(scenario, schedule)
-    twin = _walk(scenario, planting, _Texts(scenario, schedule, _TWIN), _TWIN) if scenario.shuffled else None
-    walk = _walk(scenario, planting, texts, "", twin.planted if twin else None)
+    walk = _walk(scenario, planting, texts)
     shown = slice(BURN_IN, BURN_IN + sessions)
     log_close = np.cumsum(walk.returns, axis=0)[BURN_IN:]
     log_open = log_close - walk.returns[BURN_IN:] + walk.gaps[BURN_IN:]
@@ -101,9 +99,8 @@ def simulate(scenario: Scenario) -> Paths:
     first = log_close[0] - walk.returns[BURN_IN]
     log_open, log_close = log_open - first + base, log_close - first + base
     after = _from(planting, BURN_IN)
-    seen = after if twin is None else _unpredictable(after)
     expected = expected_log_returns(
-        seen,
+        _without_signals(after) if scenario.shuffled else after,
         horizon,
         (walk.fast[shown], walk.slow[shown]),
         texts.shocks[:sessions],
@@ -111,7 +108,9 @@ def simulate(scenario: Scenario) -> Paths:
     )
     high, low = _extremes(scenario, log_open, log_close, np.sqrt((1 - OVERNIGHT_SHARE) * after.variance[:sessions]))
     sums = np.cumsum(np.concatenate([[0.0], after.variance]))
-    variance = sums[1 + horizon :][:sessions] - sums[1 : sessions + 1] - OVERNIGHT_SHARE * after.variance[1 : sessions + 1]
+    variance = (
+        sums[1 + horizon :][:sessions] - sums[1 : sessions + 1] - OVERNIGHT_SHARE * after.variance[1 : sessions + 1]
+    )
     return Paths(
         regimes=schedule[:sessions],
         open=np.exp(log_open),
@@ -135,7 +134,7 @@ def simulate(scenario: Scenario) -> Paths:
 class _Texts:
     """News and filings of all symbols, drawn ahead of the prices: nothing in them depends on a price."""
 
-    def __init__(self, scenario: Scenario, schedule: IntArray, twin: str = "") -> None:
+    def __init__(self, scenario: Scenario, schedule: IntArray) -> None:
         sessions, horizon = scenario.sessions, scenario.horizon_sessions
         chance = np.array([news_probability(regime.news_rate) for regime in scenario.regimes])[schedule[:sessions]]
         shape = (sessions, len(scenario.symbols))
@@ -145,11 +144,11 @@ class _Texts:
         self.number = np.zeros((sessions + horizon, shape[1]), dtype=np.int64)
         filings = []
         for column, symbol in enumerate(scenario.symbols):
-            any_news, many, how_many, good = stream(scenario.seed, f"{twin}news", symbol).random((sessions, 4)).T
+            any_news, many, how_many, good = stream(scenario.seed, "news", symbol).random((sessions, 4)).T
             count = np.where(many < 0.5, CHORUS + (3 * how_many).astype(np.int64), 1)
             self.articles[:, column] = np.where(any_news < chance, count, 0)
             self.tone[:, column] = np.where(any_news < chance, np.where(good < 0.5, 1.0, -1.0), 0.0)
-            made, surprises = _filings(scenario, symbol, twin)
+            made, surprises = _filings(scenario, symbol)
             filings.append(made)
             # a filing of session s is in force from s + 1
             number = np.searchsorted(made.sessions, np.arange(-1, sessions + horizon - 1), side="right") - 1
@@ -158,11 +157,11 @@ class _Texts:
         self.shocks = news_shocks(self.articles.astype(np.float64), self.tone)
 
 
-def _filings(scenario: Scenario, symbol: str, twin: str) -> tuple[Filings, FloatArray]:
-    """Return a symbol's filings up to the end of the scenario, and the surprise in each, -1..1."""
-    random = stream(scenario.seed, f"{twin}filings", symbol)
+def _filings(scenario: Scenario, symbol: str) -> tuple[Filings, FloatArray]:
+    """Return a symbol's filings up to the end of the last horizon, and the surprise in each, -1..1."""
+    random = stream(scenario.seed, "filings", symbol)
     first = int(random.integers(QUARTER)) - PRIOR_FILINGS * QUARTER
-    sessions = np.arange(first, scenario.sessions, QUARTER)
+    sessions = np.arange(first, scenario.sessions + scenario.horizon_sessions, QUARTER)
     draws = random.random((len(sessions), 8))
     sizes = SURPRISE_LEAST + (1 - SURPRISE_LEAST) * draws[:, :2]
     signs = np.where(draws[:, 2:4] < 0.5, 1.0, -1.0)
@@ -184,37 +183,39 @@ def _filings(scenario: Scenario, symbol: str, twin: str) -> tuple[Filings, Float
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """Log returns and overnight gaps, distances from the averages, and what was planted; burn-in included."""
+    """Log returns and overnight gaps, and the distances of the log close from its averages; burn-in included."""
 
     returns: FloatArray
     gaps: FloatArray
     fast: FloatArray
     slow: FloatArray
-    planted: FloatArray
 
 
-def _walk(
-    scenario: Scenario, planting: Planting, texts: _Texts, twin: str, given: FloatArray | None = None
-) -> _Walk:
-    """Return the path of the log prices; with `given`, those planted parts in place of the signals' own."""
-    length = BURN_IN + scenario.sessions
-    day, gap = _noise(scenario, length, twin)
+def _walk(scenario: Scenario, planting: Planting, texts: _Texts) -> _Walk:
+    """Return the path of the log prices."""
+    length, count = BURN_IN + scenario.sessions, len(scenario.symbols)
+    day, gap = _noise(scenario, length)
     deviation = np.sqrt(planting.variance[:length, None])
     day, gap = day * deviation, gap * deviation
     base = (planting.drift - 0.5 * planting.variance)[:length]
     stated = _stated(planting, texts, length)
-    count = len(scenario.symbols)
+    sides = _sides(scenario, length)
     fast, slow = np.zeros(count), np.zeros(count)
-    fasts, slows, returns, planted = (np.empty((length, count)) for _ in range(4))
+    fasts, slows, returns = (np.empty((length, count)) for _ in range(3))
     for session in range(length):
-        if given is None:
-            added = planting.fast[session] * fast + planting.slow[session] * slow + stated[session]
-        else:
-            added = given[session]
-        moved = base[session] + added + day[session] + gap[session]
+        planted = planting.fast[session] * fast + planting.slow[session] * slow + stated[session]
+        moved = base[session] + sides[session] * planted + day[session] + gap[session]
         fast, slow = FAST_DECAY * (fast + moved), SLOW_DECAY * (slow + moved)
-        fasts[session], slows[session], returns[session], planted[session] = fast, slow, moved, added
-    return _Walk(returns, gap, fasts, slows, planted)
+        fasts[session], slows[session], returns[session] = fast, slow, moved
+    return _Walk(returns, gap, fasts, slows)
+
+
+def _sides(scenario: Scenario, length: int) -> FloatArray:
+    """Return what the planted parts are multiplied by: 1, or a coin's side where the scenario is shuffled."""
+    if not scenario.shuffled:
+        return np.ones((length, len(scenario.symbols)))
+    coins = [stream(scenario.seed, "shuffled", symbol).random(length) for symbol in scenario.symbols]
+    return np.where(np.stack(coins, axis=1) < 0.5, -1.0, 1.0)
 
 
 def _stated(planting: Planting, texts: _Texts, length: int) -> FloatArray:
@@ -228,11 +229,11 @@ def _stated(planting: Planting, texts: _Texts, length: int) -> FloatArray:
     return planted
 
 
-def _noise(scenario: Scenario, length: int, twin: str) -> tuple[FloatArray, FloatArray]:
+def _noise(scenario: Scenario, length: int) -> tuple[FloatArray, FloatArray]:
     """Return the unit noise of the trading day and of the night before it, arrays of shape (length, symbols)."""
-    shared = stream(scenario.seed, f"{twin}market").standard_normal((length, 2))
+    shared = stream(scenario.seed, "market").standard_normal((length, 2))
     own = np.stack(
-        [stream(scenario.seed, f"{twin}own", symbol).standard_normal((length, 2)) for symbol in scenario.symbols], axis=1
+        [stream(scenario.seed, "own", symbol).standard_normal((length, 2)) for symbol in scenario.symbols], axis=1
     )
     both = np.sqrt(scenario.market_share) * shared[:, None, :] + np.sqrt(1 - scenario.market_share) * own
     return np.sqrt(1 - OVERNIGHT_SHARE) * both[:, :, 0], np.sqrt(OVERNIGHT_SHARE) * both[:, :, 1]
@@ -248,7 +249,9 @@ def _extremes(
     max = (o + c + √((c - o)² - 2σ²·ln U)) / 2, U uniform (Karatzas and Shreve, Brownian Motion and Stochastic Calculus,
     section 4.3); the minimum by symmetry.
     """
-    uniform = np.stack([1 - stream(scenario.seed, "range", s).random((len(log_open), 2)) for s in scenario.symbols], axis=1)
+    uniform = np.stack(
+        [1 - stream(scenario.seed, "range", s).random((len(log_open), 2)) for s in scenario.symbols], axis=1
+    )
     middle, moved = log_open + log_close, log_close - log_open
     reach = np.sqrt(moved[:, :, None] ** 2 - 2 * deviation[:, None, None] ** 2 * np.log(uniform))
     return np.exp((middle + reach[:, :, 0]) / 2), np.exp((middle - reach[:, :, 1]) / 2)
@@ -285,7 +288,7 @@ def _from(planting: Planting, first: int) -> Planting:
     )  # fmt: skip
 
 
-def _unpredictable(planting: Planting) -> Planting:
-    """Return the coefficients that the visible signals have where the planted parts are another market's: none."""
+def _without_signals(planting: Planting) -> Planting:
+    """Return the coefficients that remain in expectation where a coin decides on the side of every planted part."""
     nothing = np.zeros_like(planting.drift)
     return Planting(planting.drift, planting.variance, nothing, nothing, nothing, nothing)

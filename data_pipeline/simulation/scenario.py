@@ -116,8 +116,8 @@ class Scenario(BaseModel):
     horizon_sessions : int
         From the open after the decision to the close that many sessions on.
     shuffled : bool
-        The predictable parts are those of an independent twin: same marginals and persistence, but no visible signal says
-        anything about them. For studies without an edge.
+        A coin decides, for every session and symbol, on the side of the planted part: it has the same size and, being
+        symmetric, the same distribution, but no signal says anything about it. For studies without an edge.
     allow_predictable : bool
         Accept a market whose direction can be told more often than `MAX_ACCURACY`.
 
