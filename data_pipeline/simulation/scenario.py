@@ -85,11 +85,23 @@ class Regime(BaseModel):
 CALM = Regime(name="calm", drift_bps=2.0, volatility=0.012, mean_sessions=120.0, news_rate=0.75)
 TURBULENT = Regime(name="turbulent", drift_bps=-2.0, volatility=0.02, mean_sessions=60.0, news_rate=1.5)
 
-_EDGES: dict[Agent, dict[str, float]] = {
+_EDGES_OF_MANY: dict[Agent, dict[str, float]] = {
     "news": {"calm": 5.0, "turbulent": 60.0},
     "technical": {"calm": 30.0, "turbulent": 10.0},
     "fundamental": {"calm": 15.0, "turbulent": 15.0},
 }
+
+
+def default_edges(symbols: int) -> dict[Agent, dict[str, float]]:
+    """Return the edges of the default regimes, in basis points: those against a market of eight symbols, fitted to its size.
+
+    The fewer symbols, the more of each stands in the mean that it is measured against; one alone has no edge.
+    """
+    share = (symbols - 1) / symbols / (7 / 8)
+    return {
+        agent: {name: round(edge * share, 1) for name, edge in by_regime.items()}
+        for agent, by_regime in _EDGES_OF_MANY.items()
+    }
 
 
 class Scenario(BaseModel):
@@ -112,7 +124,8 @@ class Scenario(BaseModel):
     edges : dict of agent to dict of regime to float
         Basis points that a decision of `horizon_sessions` earns on average against the equally weighted market, before
         costs, where it acts on the side of the agent's signal (`data_pipeline.simulation.signals`); 0 where not named,
-        negative where the signal misleads. Decisions on which the signal is 0 do not count.
+        negative where the signal misleads. Decisions on which the signal is 0 do not count. Where nothing is given, those
+        of the default regimes, see `default_edges`; where other regimes are given, give their edges too.
     horizon_sessions : int
         From the open after the decision to the close that many sessions on.
     shuffled : bool
@@ -135,7 +148,9 @@ class Scenario(BaseModel):
     start: date = date(2005, 1, 3)
     regimes: Annotated[tuple[Regime, ...], Field(min_length=1)] = (CALM, TURBULENT)
     market_share: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] = 0.3
-    edges: dict[Agent, dict[str, BasisPoints]] = _EDGES
+    edges: dict[Agent, dict[str, BasisPoints]] = Field(
+        default_factory=lambda given: default_edges(len(given["symbols"]))
+    )
     horizon_sessions: Annotated[int, Field(ge=NEWS_SESSIONS, le=60)] = 5
     shuffled: bool = False
     allow_predictable: bool = False
@@ -150,20 +165,8 @@ class Scenario(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Read a scenario from a file.
-
-        Raises
-        ------
-        ConfigError
-            If it cannot be read or holds no valid scenario.
-        """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"simulation.scenario: {path}: {' '.join(str(error).split())[:200]}") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"simulation.scenario: {path}: the file must hold keys and values of a scenario")
-        return cls(**{str(key): value for key, value in content.items()})
+        """Read a scenario from a file; a ConfigError if it cannot be read or holds no valid scenario."""
+        return cls(**read_fields(path))
 
     @field_validator("symbols", mode="before")
     @classmethod
@@ -216,3 +219,20 @@ class Scenario(BaseModel):
         from data_pipeline.simulation.oracle import consult
 
         return consult(self, round_trip_cost, replicates)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of a scenario that a YAML file states, not validated yet.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or does not hold keys and values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"simulation.scenario: {path}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"simulation.scenario: {path}: the file must hold keys and values of a scenario")
+    return {str(key): value for key, value in content.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.simulation.scenario import Scenario
+from data_pipeline.simulation.scenario import Scenario, read_fields
 from utils.setting_sections import SimulationSettings
 
 
@@ -22,17 +22,16 @@ def configured_scenario(
         Win over those of the settings.
     seed : int, optional
         Where neither the file nor the settings state one.
+
+    Raises
+    ------
+    ConfigError
+        If they make no valid scenario.
     """
-    scenario = Scenario() if settings.scenario is None else Scenario.from_yaml(settings.scenario)
-    changes: dict[str, Any] = {}
-    if settings.seed is not None:
-        changes["seed"] = settings.seed
-    elif seed is not None and "seed" not in scenario.model_fields_set:
-        changes["seed"] = seed
-    if settings.sessions is not None:
-        changes["sessions"] = settings.sessions
-    if symbols or settings.symbols:
-        changes["symbols"] = tuple(symbols or settings.symbols or ())
-    if settings.edge_bps is not None:
-        changes["edges"] = scenario.with_edge(settings.edge_bps).edges
-    return scenario.replaced(**changes) if changes else scenario
+    fields: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if settings.scenario is not None:
+        fields |= read_fields(settings.scenario)
+    set_beside = {"seed": settings.seed, "sessions": settings.sessions, "symbols": symbols or settings.symbols}
+    fields |= {name: value for name, value in set_beside.items() if value is not None}
+    scenario = Scenario(**fields)
+    return scenario if settings.edge_bps is None else scenario.with_edge(settings.edge_bps)

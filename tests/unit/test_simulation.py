@@ -506,6 +506,14 @@ def test_the_feed_of_a_configuration_is_the_scenario_s(tmp_path: Path) -> None:
     assert config.identity() == OrchestratorConfig(random_state=7).identity()  # the feed's own identity has it
 
 
+@pytest.mark.parametrize("symbols", [("ONE",), ("ONE", "TWO"), ("ONE", "TWO", "THREE")])
+def test_the_default_edges_suit_a_market_of_few_symbols(symbols: tuple[str, ...]) -> None:
+    scenario = configured_scenario(SimulationSettings(symbols=symbols, sessions=30))
+    assert generate(scenario).scenario.edge("technical", "calm") == pytest.approx(
+        30e-4 * (len(symbols) - 1) / len(symbols) / (7 / 8), abs=1e-5
+    )
+
+
 @pytest.mark.parametrize("text", ["- 1\n", "seed: [\n", "sessions: many\n"])
 def test_a_scenario_file_that_cannot_be_read_names_what_is_wrong(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scenario.yaml"
