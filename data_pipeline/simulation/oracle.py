@@ -77,8 +77,7 @@ def consult(scenario: Scenario, round_trip_cost: float = 0.0016, replicates: int
 
     Notes
     -----
-    P(right) = Φ(|m| / s), m and s mean and standard deviation of the log return given what is known. What signals yet to
-    come will add to the return is left out of s, which states the accuracy a little too high, never too low.
+    P(right) = Φ(|m| / s), m and s mean and standard deviation of the log return given what is known.
     """
     if replicates < 2:
         raise ValueError(f"replicates must be at least 2 for an interval, got {replicates}")

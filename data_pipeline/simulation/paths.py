@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.simulation.calibration import QUARTER, SURPRISE_LEAST, news_probability
-from data_pipeline.simulation.planting import OVERNIGHT_SHARE, Planting, expected_log_returns, plant
+from data_pipeline.simulation.planting import (
+    OVERNIGHT_SHARE,
+    Planting,
+    expected_log_returns,
+    horizon_deviations,
+    plant,
+)
 from data_pipeline.simulation.scenario import NEWS_SESSIONS, Agent, Scenario
 from data_pipeline.simulation.schedule import IntArray, regime_schedule, stream
 from data_pipeline.simulation.signals import (
@@ -67,7 +73,7 @@ class Paths:
         Expected return from the next open to the close `horizon_sessions` on, of the symbol itself, given what is visible
         and the regimes to come; fraction.
     deviation : array of shape (sessions,)
-        Standard deviation of that log return.
+        Standard deviation of that log return, given the same.
     """
 
     regimes: IntArray
@@ -99,18 +105,15 @@ def simulate(scenario: Scenario) -> Paths:
     first = log_close[0] - walk.returns[BURN_IN]
     log_open, log_close = log_open - first + base, log_close - first + base
     after = _from(planting, BURN_IN)
+    seen = _without_signals(after) if scenario.shuffled else after
     expected = expected_log_returns(
-        _without_signals(after) if scenario.shuffled else after,
+        seen,
         horizon,
         (walk.fast[shown], walk.slow[shown]),
         texts.shocks[:sessions],
         (texts.surprise, texts.number),
     )
     high, low = _extremes(scenario, log_open, log_close, np.sqrt((1 - OVERNIGHT_SHARE) * after.variance[:sessions]))
-    sums = np.cumsum(np.concatenate([[0.0], after.variance]))
-    variance = (
-        sums[1 + horizon :][:sessions] - sums[1 : sessions + 1] - OVERNIGHT_SHARE * after.variance[1 : sessions + 1]
-    )
     return Paths(
         regimes=schedule[:sessions],
         open=np.exp(log_open),
@@ -127,7 +130,7 @@ def simulate(scenario: Scenario) -> Paths:
             "fundamental": texts.surprise[1 : sessions + 1],
         },
         expected=np.expm1(expected),
-        deviation=np.sqrt(variance),
+        deviation=horizon_deviations(seen, horizon, sessions),
     )
 
 

@@ -111,6 +111,26 @@ def expected_log_returns(
     return total
 
 
+def horizon_deviations(planting: Planting, horizon: int, sessions: int) -> FloatArray:
+    """Return the standard deviation of a symbol's log return from the next open to the end of the horizon, for each t.
+
+    Given what is visible at t. What a shock within the horizon makes the technical signal answer before its end counts;
+    what news and filings yet to come will add does not: below two in a hundred of the variance with the default edges.
+    """
+    variance = np.zeros(sessions)
+    for ahead in range(1, horizon + 1):
+        fast, slow = np.full(sessions, FAST_DECAY), np.full(sessions, SLOW_DECAY)
+        response = np.ones(sessions)
+        for later in range(ahead + 1, horizon + 1):
+            at = slice(later, later + sessions)
+            moved = planting.fast[at] * fast + planting.slow[at] * slow
+            response += moved
+            fast, slow = FAST_DECAY * (fast + moved), SLOW_DECAY * (slow + moved)
+        share = 1 - OVERNIGHT_SHARE if ahead == 1 else 1.0
+        variance += share * planting.variance[ahead : ahead + sessions] * response**2
+    return np.sqrt(variance)
+
+
 def _deviations(variance: FloatArray) -> FloatArray:
     """Return the deviation of the technical contrast at the close before each session, from a stationary start."""
     ff, fs, ss = stationary_moments(float(variance[0]))
