@@ -462,7 +462,7 @@ def test_a_market_that_reaches_into_the_future_is_refused() -> None:
     [
         ({"edges": {"news": {"clam": 5}}}, ["edges.news", "clam", "calm"]),
         ({"edges": {"oracle": {"calm": 5}}}, ["edges", "oracle"]),
-        ({"symbols": ("ONE",)}, ["symbols", "two or more"]),
+        ({"symbols": ("ONE",), "edges": {"news": {"calm": 5}}}, ["symbols", "two or more"]),
         ({"symbols": ("../x", "B")}, ["symbols", "ticker symbol"]),
         ({"regimes": (), "edges": {}}, ["regimes"]),
         ({"regimes": ({"name": "a", "starts": (3,)},), "edges": {}}, ["regimes", "session 0"]),
