@@ -154,6 +154,8 @@ class DataSynthesisModule:
         Turns an experience into its conversation, assistant last.
     acceptable : callable
         Whether an output with these findings may be learned from; a call that came true for wrong reasons must not be.
+    readable : callable
+        Whether `render` can make a conversation of an experience; others are passed over.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class DataSynthesisModule:
         trigger_count: int = 100,
         render: Callable[[Any], Sequence[Message]] = render_plainly,
         acceptable: Callable[[Sequence[Finding]], bool] = lambda findings: True,
+        readable: Callable[[Any], bool] = lambda experience: True,
     ) -> None:
         self._library = library
         self._min_reward = min_reward
@@ -174,6 +177,7 @@ class DataSynthesisModule:
         self._trigger_count = trigger_count
         self._render = render
         self._acceptable = acceptable
+        self._readable = readable
         self._selected: Counter[str] = Counter()
         self._last: Selection | None = None
         self._examples = 0
@@ -215,9 +219,10 @@ class DataSynthesisModule:
         as_of: datetime | None = None,
     ) -> Selection:
         """Pick among the successes of an agent that had matured before `as_of` (None: now); at most `limit`."""
-        found = self._library.get_successful_trajectories(
+        successes = self._library.get_successful_trajectories(
             agent_type, market_regime, min_reward=-math.inf, limit=CANDIDATES, as_of=as_of
         )
+        found = [experience for experience in successes if self._readable(experience)]
         findings = self._library.get_findings([t.trajectory_id for t in found])
         sound = [t for t in found if self._acceptable(findings.get(t.trajectory_id, ()))]
         picked = self.filter_high_quality_trajectories(sound)

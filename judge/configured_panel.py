@@ -1,6 +1,7 @@
 """Which judges a configuration seats: one for each hosted model that there is a key for, and the local one.
 
-The daemon and notebooks build their panel here; how judges grade and how grades are combined stands elsewhere.
+The daemon and notebooks build their panel here; how judges grade and how grades are combined stands elsewhere. Hosted
+judges grade the opinions of ``judge.hosted_agents``, the local one everyone's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ LOCAL = "local"
 
 
 def judge_configs(config: OrchestratorConfig) -> list[dict[str, Any]]:
-    """Return an entry {id, model, provider, weight} for each judge that `judges` names.
+    """Return an entry {id, model, provider, weight} for each judge that `judges` names, of hosted ones with their agents.
 
     ``auto`` is a judge for each key plus the local one. A judge that is named without a key is seated and left out of
     every evaluation, visibly.
@@ -46,6 +47,7 @@ def judge_configs(config: OrchestratorConfig) -> list[dict[str, Any]]:
             "model": _model(config, name),
             "provider": name,
             "weight": config.judge.weights.get(name, 1.0),
+            **({} if name == LOCAL else {"agents": config.judge.hosted_agents}),
         }
         for name in names
     ]

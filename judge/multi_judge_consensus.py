@@ -63,8 +63,8 @@ class MultiJudgeConsensus:
     Parameters
     ----------
     judge_configs : sequence of mapping
-        {id, model, weight 1.0, provider?}; without provider the model's name decides. Model ``local`` is the judge that is
-        code, ``local:<folder>`` a language model on this machine.
+        {id, model, weight 1.0, provider?, agents?}; without provider the model's name decides. Model ``local`` is the judge
+        that is code, ``local:<folder>`` a language model on this machine. A judge with agents grades their opinions alone.
     consensus_method : str
         weighted_average, majority_vote, median, min, max or calibrated.
     disagreement_threshold : float
@@ -72,8 +72,8 @@ class MultiJudgeConsensus:
     deadline_s : float
         Wall seconds for the whole panel, an item.
     quorum : int, optional
-        Grades that are needed; 2 where None. A judge without a key, or beyond the budget, does not count, and a single
-        judge that does is its own quorum.
+        Grades that are needed; 2 where None. A judge without a key, beyond the budget or of other agents does not count,
+        and a single judge that does is its own quorum.
     judges : sequence of Judge or WaitingJudge
         Ready judges. One whose id stands in `judge_configs` takes its weight from there; the others weigh 1.
     calibrations : mapping of str to ScoreCalibration
@@ -130,6 +130,10 @@ class MultiJudgeConsensus:
         """The judges of the panel, in order."""
         return tuple(seat.judge_id for seat in self._seats)
 
+    def judges_of(self, agent_type: str) -> tuple[str, ...]:
+        """Return the judges that grade opinions of an agent, in order."""
+        return tuple(seat.judge_id for seat in self._seats if seat.grades(agent_type))
+
     def set_calibrations(self, calibrations: Mapping[str, ScoreCalibration]) -> None:
         """Take other curves for the method ``calibrated``, from the next conclusion on."""
         self._calibrations = dict(calibrations)
@@ -163,8 +167,8 @@ class MultiJudgeConsensus:
         Raises
         ------
         JudgeError
-            If an output abstained or is no valid output of the agent: no judge could ever grade it, so it does not stay
-            pending. Then nobody has been asked, as with the two below.
+            If an output abstained, is no valid output of the agent, or has no judge on this panel: none could ever grade it,
+            so it does not stay pending. Then nobody has been asked, as with the two below.
         LookAheadError
             If a context tells the outcome.
         ConfigError
@@ -212,6 +216,8 @@ class MultiJudgeConsensus:
             model.close()
 
     def _request(self, item: EvaluationItem) -> JudgeRequest:
+        if not self.judges_of(item.agent_type):
+            raise JudgeError(f"unassigned: no judge of this panel grades opinions of the {item.agent_type} agent")
         output = readable_output(item.agent_type, item.output)
         return JudgeRequest(item.agent_type, output, self._rubric(item.agent_type, item.rubric_path), item.context)
 
@@ -233,6 +239,8 @@ class MultiJudgeConsensus:
             return inquiry
         theirs = inquiry.deadline - min(_LONGEST_LEAD_S, _LEAD_SHARE * self._deadline_s)
         for seat in self._asking_order:
+            if not seat.grades(request.agent_type):
+                continue
             try:
                 future = seat.begin(request, max(0.0, theirs - time.monotonic()), account)
             except RuntimeError:
@@ -292,11 +300,13 @@ class MultiJudgeConsensus:
         )
         if inquiry.screened.verdict == "quarantine":
             return replace(bare, status="quarantined")
-        seated = len(self._seats) - sum(reason.startswith(_NOT_SEATED) for reason in reasons.values())
+        meant = len(self.judges_of(inquiry.request.agent_type))
+        seated = meant - sum(reason.startswith(_NOT_SEATED) for reason in reasons.values())
         if not scores or len(scores) < min(self._quorum, seated):
             return bare
         combined = self._combined(scores)
-        reliability = self._reliability.add({name: grade.score for name, grade in scores.items()})
+        grades = {name: grade.score for name, grade in scores.items()}
+        reliability = self._reliability.add(grades, comparable=meant > 1 or len(self._seats) == 1)
         return replace(
             bare,
             status="ok",

@@ -16,6 +16,7 @@ from judge.llm_judge import LLMJudge
 from judge.local_judge import LocalJudge
 from utils.errors import ConfigError, JudgeError, ProviderError, nearest
 from utils.llm.base import ChatModel
+from utils.schema import JUNIOR_AGENTS
 
 CODE_MODEL = "local"
 """Model name of the judge that is code; ``local:<folder>`` is a model on this machine."""
@@ -23,7 +24,10 @@ CODE_MODEL = "local"
 THREADS_A_JUDGE = 4
 """Of a judge that blocks: one that hangs can hold up its own calls only, and no more than so many threads."""
 
-_CONFIG_KEYS = ("id", "model", "weight", "provider")
+GRADED_AGENTS = (*JUNIOR_AGENTS, "strategist")
+"""Agents whose opinions there is a rubric for."""
+
+_CONFIG_KEYS = ("id", "model", "weight", "provider", "agents")
 
 
 class ChatModelSource(Protocol):
@@ -56,11 +60,18 @@ class Seat:
         Positive.
     pool : ThreadPoolExecutor or None
         Where a judge that blocks is asked; None for those that wait by themselves or answer at once.
+    agents : frozenset of str or None
+        Whose opinions it grades; None for everyone's.
     """
 
     judge: Judge | WaitingJudge
     weight: float
     pool: ThreadPoolExecutor | None
+    agents: frozenset[str] | None = None
+
+    def grades(self, agent_type: str) -> bool:
+        """Return whether the judge grades opinions of an agent."""
+        return self.agents is None or agent_type in self.agents
 
     @property
     def judge_id(self) -> str:
@@ -97,7 +108,7 @@ def seats_of(
     Raises
     ------
     ConfigError
-        On an unknown key, provider or model, a doubled id, a weight that is not positive, or an empty panel.
+        On an unknown key, provider, model or agent, a doubled id, a weight that is not positive, or an empty panel.
     """
     by_id = {judge.judge_id: judge for judge in ready}
     if len(by_id) != len(ready):
@@ -112,7 +123,7 @@ def seats_of(
         judge = by_id.pop(name, None)
         if judge is None:
             judge = _built(name, provider, str(config.get("model")), chat_models, prompt_key, owned)
-        seats[name] = _seat(judge, weight)
+        seats[name] = _seat(judge, weight, _agents(name, config))
     for name, judge in by_id.items():
         seats[name] = _seat(judge, 1.0)
     if not seats:
@@ -120,10 +131,25 @@ def seats_of(
     return tuple(seats.values()), owned
 
 
-def _seat(judge: Judge | WaitingJudge, weight: float) -> Seat:
+def _seat(judge: Judge | WaitingJudge, weight: float, agents: frozenset[str] | None = None) -> Seat:
     if isinstance(judge, (LocalJudge, _Absent, WaitingJudge)):
-        return Seat(judge, weight, None)
-    return Seat(judge, weight, ThreadPoolExecutor(THREADS_A_JUDGE, thread_name_prefix=f"judge-{judge.judge_id}"))
+        return Seat(judge, weight, None, agents)
+    pool = ThreadPoolExecutor(THREADS_A_JUDGE, thread_name_prefix=f"judge-{judge.judge_id}")
+    return Seat(judge, weight, pool, agents)
+
+
+def _agents(name: str, config: Mapping[str, Any]) -> frozenset[str] | None:
+    agents = config.get("agents")
+    if agents is None:
+        return None
+    if isinstance(agents, str) or not agents:
+        raise ConfigError(f"judges.{name}.agents: must be a list of agents, not {agents!r}; leave it out for all")
+    for agent in agents:
+        if agent not in GRADED_AGENTS:
+            raise ConfigError(
+                f"judges.{name}.agents: {agent!r} is none of {', '.join(GRADED_AGENTS)}{nearest(str(agent), GRADED_AGENTS)}"
+            )
+    return frozenset(agents)
 
 
 def _identity(config: Mapping[str, Any]) -> tuple[str, float]:

@@ -144,10 +144,15 @@ class ReliabilityWindow:
         self._ratings = np.empty((0, len(self._names)))
         self._lock = threading.Lock()
 
-    def add(self, grades: Mapping[str, float]) -> Reliability:
-        """Take in the grades of one item by judge id and return the statistics with it."""
+    def add(self, grades: Mapping[str, float], *, comparable: bool = True) -> Reliability:
+        """Take in the grades of one item by judge id and return the statistics with it.
+
+        An item that is not `comparable`, because only one judge of several was to grade it, takes no place in the window.
+        """
         row = np.array([[grades.get(name, np.nan) for name in self._names]])
         with self._lock:
-            self._ratings = ratings = np.concatenate((self._ratings[-(WINDOW - 1) :], row))
+            if comparable:
+                self._ratings = np.concatenate((self._ratings[-(WINDOW - 1) :], row))
+            ratings = self._ratings
         graded = [index for index, name in enumerate(self._names) if name in grades]
         return Reliability(krippendorff_alpha(ratings), effective_votes(ratings[:, graded]))

@@ -7,7 +7,8 @@ nothing there may depend on one; live it happens beside the decisions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -25,12 +26,16 @@ class DailyUpkeep:
     library : ExperienceLibraryPostgres
     settings : RetentionSettings
         Where it is not enabled, nothing is removed.
+    ungraded_agents : sequence of str
+        Whose opinions no judge will ever see, so that they need not wait for one.
     """
 
-    def __init__(self, library: ExperienceLibraryPostgres, settings: RetentionSettings) -> None:
+    def __init__(
+        self, library: ExperienceLibraryPostgres, settings: RetentionSettings, ungraded_agents: Sequence[str] = ()
+    ) -> None:
         self._library = library
         self._enabled = settings.enabled
-        self._policy = RetentionPolicy.from_settings(settings)
+        self._policy = replace(RetentionPolicy.from_settings(settings), ungraded_agents=tuple(ungraded_agents))
         self._done: date | None = None
         self.stopped: Callable[[], bool] = lambda: False
 

@@ -144,6 +144,7 @@ class DecisionPipeline:
         recovery.recover_tracker(self.tracker, self._library, self._run_id, self.feed.calendar, AGENT_TYPES)
         round_trip = 2 * config.execution.one_way_cost
         self._coordinator.conflicts.restore(recovery.recover_conflicts(self._library, self._run_id, round_trip))
+        self._coordinator.calibrator.restore(recovery.recover_calibration(self._library, self._run_id))
         self.cycle = TradingCycle(
             config,
             self._run_id,

@@ -24,7 +24,7 @@ from judge.multi_judge_consensus import MultiJudgeConsensus
 from monitoring import recovery
 from monitoring.daily_upkeep import DailyUpkeep
 from monitoring.decision_pipeline import DecisionPipeline
-from monitoring.deployment import Deployment
+from monitoring.deployment import Deployment, open_local_models
 from monitoring.embedding_stage import States, embedding_stage
 from monitoring.health_checker import Check, HealthChecker
 from monitoring.hosted_models import open_chat_models, probe
@@ -41,10 +41,11 @@ from orchestration.coordinator import Coordinator
 from orchestration.judging import JudgeBatch, Judging
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal
+from training.local_models import LocalModels
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
-from utils.errors import ComponentStartError
+from utils.errors import ComponentStartError, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
 from utils.llm.factory import ChatModels
 from utils.llm.untrusted import replay_key
@@ -99,6 +100,7 @@ class ProductionOrchestrator:
         self._endpoint: HttpEndpoint | None = None
         self.judging: Judging | None = None
         self.chat_models: ChatModels | None = None
+        self.local_models: LocalModels | None = None
         self._judging: Stage[JudgeBatch] | None = None
         self._embedding: Stage[States] | None = None
         self._learning: Stage[datetime] | None = None
@@ -207,15 +209,21 @@ class ProductionOrchestrator:
         consensus = build_panel(config, chat_models, replay_key(config.random_state) if replay else None)
         library.exact_search = replay  # an approximate index is built with randomness
         memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)
-        coordinator = Coordinator(
-            config,
-            run_id=library.run_id,
-            memory=memory,
-            timer=None if replay else time.perf_counter,
-            journal=StepJournal(config.data_dir / "decisions_in_hand.jsonl") if chat_models is not None else None,
-            chat_models=chat_models,
-            telemetry=self._telemetry,
-        )
+        local_models = self.local_models = open_local_models(config, replay=replay, telemetry=self._telemetry)
+        remote = chat_models is not None or config.local.server_url is not None
+        try:
+            coordinator = Coordinator(
+                config,
+                run_id=library.run_id,
+                memory=memory,
+                timer=None if replay else time.perf_counter,
+                journal=StepJournal(config.data_dir / "decisions_in_hand.jsonl") if remote else None,
+                chat_models=chat_models,
+                local_policies=local_models.policy_for,
+                telemetry=self._telemetry,
+            )
+        except ProviderError as error:
+            raise ComponentStartError(f"agents: {error}") from error
         probe(chat_models)
         if feed is not None:
             self._build_pipeline(feed, library, coordinator, consensus, clock)
@@ -228,7 +236,7 @@ class ProductionOrchestrator:
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
             load_hyper_parameters(config.learning.base_model)  # its faults are found now, not at the first training
-            self._start_learning(library, coordinator, clock, feed)
+            self._start_learning(library, coordinator, local_models, clock, feed)
         elif config.retention.enabled or not library.exact_search:
             self._start_learning_stage(library, lambda at: None, "experience_library")
         if self.pipeline is not None:
@@ -306,9 +314,14 @@ class ProductionOrchestrator:
         return [stage for stage in (self._learning, self._embedding, self._judging) if stage is not None]
 
     def _start_learning(
-        self, library: ExperienceLibraryPostgres, coordinator: Coordinator, clock: Clock, feed: MarketFeed | None
+        self,
+        library: ExperienceLibraryPostgres,
+        coordinator: Coordinator,
+        local_models: LocalModels,
+        clock: Clock,
+        feed: MarketFeed | None,
     ) -> None:
-        deployment = Deployment(self.config, coordinator, self._state_setter("learning_loop"))
+        deployment = Deployment(self.config, coordinator, local_models, self._state_setter("learning_loop"))
         derived = feed is not None and feed.mode != "live"
         loop = OnlineLearningLoop.for_daemon(
             self.config, library, clock, derived_ids=derived, deploy=deployment.deploy, telemetry=self._telemetry
@@ -330,7 +343,7 @@ class ProductionOrchestrator:
         """Let a thread learn of every instant, and then look after the library; without a feed there is none."""
         if self.pipeline is None:
             return
-        upkeep = DailyUpkeep(library, self.config.retention)
+        upkeep = DailyUpkeep(library, self.config.retention, self.judging.ungraded_agents if self.judging else ())
         stage = Stage(
             "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning")
         )
@@ -482,8 +495,9 @@ class ProductionOrchestrator:
                 component.close()
             if name in self._states and not self._states[name].startswith("failed"):
                 self._states[name] = "stopped"
-        if self.chat_models is not None:
-            self.chat_models.close()
+        for models in (self.chat_models, self.local_models):
+            if models is not None:
+                models.close()
         if self._endpoint is not None:
             self._endpoint.stop()
 

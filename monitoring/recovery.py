@@ -13,7 +13,8 @@ from typing import Any
 
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library import evaluations, findings, portfolio_log, runs, trajectories
+from data_pipeline.library import evaluations, findings, matured_calls, portfolio_log, runs, trajectories
+from data_pipeline.library.matured_calls import MaturedCalls
 from data_pipeline.library.runs import Mode, Run
 from orchestration.conflict_history import PastConflict, RealisedOutcome, past_conflicts, resolved_events
 from orchestration.execution.outcomes import OpenDecision, Opinion, OutcomeTracker
@@ -114,6 +115,12 @@ def recover_conflicts(library: ExperienceLibraryPostgres, run_id: str, round_tri
     return list(past_conflicts(known))
 
 
+def recover_calibration(library: ExperienceLibraryPostgres, run_id: str) -> list[MaturedCalls]:
+    """Return how often the matured calls of a run came true, those that retention removed included."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        return matured_calls.counts(cursor, run_id)
+
+
 def progress_of(library: ExperienceLibraryPostgres, run_id: str) -> tuple[int, int, int]:
     """Return how many decisions, abstentions and settled outcomes a run has."""
     with library.connection() as connection:
@@ -172,6 +179,7 @@ def _open_decision(
                 row.position_size or 0.0,
                 row.stop_loss,
                 row.take_profit,
+                row.policy or "rules",
             )
         )
     volatility = float(rows[0].market_state["inputs"]["daily_volatility"])

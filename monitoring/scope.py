@@ -5,7 +5,7 @@ Asked once by the orchestrator and by ``--check_config``; every choice that beco
 
 from __future__ import annotations
 
-from agents.factory import hosted_provider
+from agents.factory import check_plug_ins
 from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
 from judge.configured_panel import judge_configs
@@ -21,9 +21,7 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
     ConfigError
         For the first such choice.
     """
-    if config.agents == "local":
-        raise ConfigError("agents: 'local' is not part of this version; auto serves a local model once one is promoted")
-    hosted_provider(config)
+    check_plug_ins(config)
     judge_configs(config)
     check_feed(config)
     check_embedder(config.embeddings)

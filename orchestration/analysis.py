@@ -31,11 +31,13 @@ class Analysis:
     portfolio: PortfolioState | None = None
     """What the strategist was told of the portfolio."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the instructions that a hosted model answered by, by agent."""
+    """SHA-256 of the instructions that a model answered by, by agent."""
     flags: Mapping[str, GuardVerdict] = field(default_factory=dict)
     """What the guard flagged in outputs that a model wrote, by agent."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Agents that were asked and failed, with what went wrong."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """What each agent's state was, as a local model reads it."""
 
     @property
     def fatal(self) -> str | None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from agents.base_agent import Agent, narrowed
-from agents.factory import build_agents, hosted_provider
-from agents.policies.base import Policy
+from agents.factory import LocalPolicies, build_agents, policy_kinds
+from agents.policies.base import Policy, PolicyRequest
+from agents.policies.local.states import LOCAL_AGENTS, StateWriter
 from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
@@ -24,6 +25,7 @@ from evaluation.fault_localization import FaultLocalizationEngine
 from evaluation.ground_truth import GroundTruth
 from judge.robustness_guard import RobustnessGuard
 from orchestration.analysis import Analysis, documented
+from orchestration.calibration import ConvictionCalibrator
 from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.decision_steps import SPARE_STRATEGIST, DecisionSteps, OpenCase
 from orchestration.dynamic_workflow import DynamicWorkflowManager, RewriteRule
@@ -38,11 +40,12 @@ from orchestration.workflow_state import VALIDATOR
 from utils.clock import ensure_utc
 from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
-from utils.llm.factory import ChatModels
+from utils.llm.factory import HOSTED, ChatModels
 from utils.llm.untrusted import replay_key
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import (
     JUNIOR_AGENTS,
+    AgentOutput,
     Decision,
     MarketSnapshot,
     PortfolioState,
@@ -84,6 +87,8 @@ class Coordinator:
     chat_models : ChatModels, optional
         Hosted models, which their owner closes. Where the configuration has agents think with one and none are given, the
         coordinator opens its own and ends them in `close`.
+    local_policies : callable, optional
+        Where seats that think with a local model get it, see `agents.factory.build_agents`.
     """
 
     def __init__(
@@ -96,20 +101,25 @@ class Coordinator:
         timer: Callable[[], float] | None = None,
         journal: StepJournal | None = None,
         chat_models: ChatModels | None = None,
+        local_policies: LocalPolicies | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._config = _as_config(config)
         self._conflicts = ConflictAnalyzer()
+        self._calibrator = ConvictionCalibrator()
         self._own_models: ChatModels | None = None
-        if chat_models is None and agents is None and hosted_provider(self._config) is not None:
+        if chat_models is None and agents is None and set(HOSTED) & set(policy_kinds(self._config).values()):
             chat_models = self._own_models = ChatModels(self._config, replay=True, telemetry=telemetry)
+        prompt_key = None if timer is not None else replay_key(self._config.random_state)
         built = build_agents(
             self._config,
             telemetry=telemetry,
             preference=self._conflicts,
             chat_models=chat_models,
-            prompt_key=None if timer is not None else replay_key(self._config.random_state),
+            prompt_key=prompt_key,
+            local_policies=local_policies,
         )
+        self._states = StateWriter.configured(self._config)
         self._agents = {VALIDATOR: built[VALIDATOR], **(built if agents is None else agents)}
         self._workflows = DynamicWorkflowManager(
             self._config.workflow, timer=timer, max_workers=self._config.llm.concurrency, telemetry=telemetry
@@ -180,7 +190,13 @@ class Coordinator:
     def _decide(self, cases: Sequence[OpenCase], portfolio: Portfolio) -> list[Analysis]:
         """Run the analysts' workflow, then ask the strategist, about every case."""
         steps = DecisionSteps(
-            self._agents, self._config, cases, memory=self._memory, journal=self._journal, telemetry=self._telemetry
+            self._agents,
+            self._config,
+            cases,
+            calibrator=self._calibrator,
+            memory=self._memory,
+            journal=self._journal,
+            telemetry=self._telemetry,
         )
         for index, case in enumerate(cases):
             case.run = self._begun(index, case, steps)
@@ -234,8 +250,23 @@ class Coordinator:
             if policy.prompt_hash is not None and outputs[name].policy == policy.name
         }
         return Analysis(
-            decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, flags, case.failures
-        )
+            decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, flags, case.failures,
+            self._stated(case, outputs),
+        )  # fmt: skip
+
+    def _stated(self, case: OpenCase, outputs: Mapping[str, AgentOutput]) -> dict[str, str]:
+        """Return the state of each opinion as a local model reads it: what rules compute, whoever thought."""
+        states = {}
+        for name, output in outputs.items():
+            if name not in LOCAL_AGENTS or output.abstained:
+                continue
+            request = PolicyRequest(case.snapshot, case.regime, experiences=case.experiences.get(name, ()))
+            if name == "strategist":
+                request = replace(request, agent_outputs=case.opinions, portfolio=case.portfolio)
+            facts = output if output.policy == "rules" else self._agents[name].by_rules(request)
+            if facts is not None and not facts.abstained:
+                states[name] = self._states.write(facts, request)
+        return states
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None
@@ -341,6 +372,11 @@ class Coordinator:
     def conflicts(self) -> ConflictAnalyzer:
         """What is known of conflicts between agents; its `learn` takes in those whose outcomes have matured."""
         return self._conflicts
+
+    @property
+    def calibrator(self) -> ConvictionCalibrator:
+        """How often calls have come true; its `learn` takes in those whose outcomes have matured. In a notebook it knows none."""
+        return self._calibrator
 
     def add_rule(self, rule: RewriteRule) -> None:
         """Add a rewriting rule to every decision from now on; see `DynamicWorkflowManager.add_rule`."""

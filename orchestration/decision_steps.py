@@ -13,7 +13,8 @@ from typing import Any
 
 from agents.base_agent import Agent, Variation, narrowed
 from agents.conflicts.detection import opinions
-from agents.policies.base import PolicyRequest
+from agents.policies.base import PastExperience, PolicyRequest
+from orchestration.calibration import ConvictionCalibrator
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal, step_key
 from orchestration.workflow_graph import WorkflowGraph
@@ -53,8 +54,8 @@ class OpenCase:
         The analysts' and the validator's outputs, once their run is over.
     portfolio : PortfolioState or None
         What the strategist knows of it.
-    similar : dict of str to tuple of str
-        The experiences that each agent was given, by identity.
+    experiences : dict of str to tuple of PastExperience
+        Those that each agent was given.
     varied : dict of str to Variation
         The questions that were, or could be, asked once more.
     failures : dict of str to str
@@ -67,13 +68,18 @@ class OpenCase:
     run: WorkflowRun = field(init=False)
     opinions: Mapping[str, AgentOutput] = field(default_factory=dict)
     portfolio: PortfolioState | None = None
-    similar: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    experiences: dict[str, tuple[PastExperience, ...]] = field(default_factory=dict)
     varied: dict[str, Variation] = field(default_factory=dict)
     _analysis: list[Event] = field(default_factory=list)
     _failures: dict[str, str] = field(default_factory=dict)
     _analysts_ms: float = 0.0
     spared: bool = False
     """Whether the strategist's rules answer, since no analyst takes a side."""
+
+    @property
+    def similar(self) -> Mapping[str, tuple[str, ...]]:
+        """The experiences that each agent was given, by identity."""
+        return {name: tuple(past.trajectory_id for past in given) for name, given in self.experiences.items()}
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -143,6 +149,8 @@ class DecisionSteps:
     config : OrchestratorConfig
     cases : sequence of OpenCase
         By the index of their runs.
+    calibrator : ConvictionCalibrator, optional
+        Says of every answer how often such calls came true, before anyone else reads it.
     memory, journal : optional
     """
 
@@ -152,10 +160,12 @@ class DecisionSteps:
         config: OrchestratorConfig,
         cases: Sequence[OpenCase],
         *,
+        calibrator: ConvictionCalibrator | None = None,
         memory: ExperienceMemory | None = None,
         journal: StepJournal | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._calibrator = calibrator
         self._agents = agents
         self._config = config
         self._cases = cases
@@ -193,7 +203,10 @@ class DecisionSteps:
         return _Question(case, Variation(self._request(case, name), ""), False)
 
     def ask(self, agent: str, questions: Sequence[_Question]) -> list[AgentOutput]:
-        """Answer by the journal what it has, by the agent what is left, and tell the metrics."""
+        """Answer by the journal what it has, by the agent what is left, and tell the metrics; the answers are calibrated."""
+        return [self._calibrated(answer) for answer in self._answered(agent, questions)]
+
+    def _answered(self, agent: str, questions: Sequence[_Question]) -> list[AgentOutput]:
         known = self._agents.get(agent)
         if known is None:
             raise DataUnavailable(f"there is no {agent} agent")
@@ -233,13 +246,20 @@ class DecisionSteps:
         if said is not None:
             return said
         question.case.spared = False
-        return self.ask(STRATEGIST, [question])[0]
+        return self._answered(STRATEGIST, [question])[0]
 
     def late(self, agent: str, question: _Question) -> AgentOutput:
         """Let the agent's rules answer."""
         question.late = True
         reason = f"no answer within {self.deadline_s(agent):g} s"
-        return self._agents[agent].fall_back(question.asked.request, reason, "timeout")
+        return self._calibrated(self._agents[agent].fall_back(question.asked.request, reason, "timeout"))
+
+    def _calibrated(self, answer: AgentOutput) -> AgentOutput:
+        """Return an answer with its calibrated probability; the validator's is no opinion of its own."""
+        if self._calibrator is None or answer.agent_type == VALIDATOR:
+            return answer
+        p_correct = self._calibrator.p_correct(answer)
+        return answer if p_correct == answer.p_correct else answer.model_copy(update={"p_correct": p_correct})
 
     def _request(self, case: OpenCase, name: str) -> PolicyRequest:
         """Return what an agent is asked: of the market all, of the others' outputs what they are to judge."""
@@ -251,7 +271,7 @@ class DecisionSteps:
         memory, agent = self._memory, self._agents.get(name)
         if memory is not None and agent is not None and memory.serves(agent.policy):
             request = replace(request, experiences=memory.recall(name, case.snapshot, case.regime))
-        case.similar[name] = tuple(experience.trajectory_id for experience in request.experiences)
+        case.experiences[name] = request.experiences
         return request
 
     def _asked(self, name: str, agent: Agent, questions: Sequence[_Question]) -> list[AgentOutput]:

@@ -21,6 +21,7 @@ from evaluation.error_taxonomy import ErrorInstance, ErrorReport, Severity
 from evaluation.fault_localization import report_of
 from judge.calibration import ScoreCalibration, fit_calibration
 from judge.multi_judge_consensus import ConsensusResult, EvaluationItem, MultiJudgeConsensus
+from judge.panel import GRADED_AGENTS
 from judge.robustness_guard import GuardFlag
 from utils.errors import LibraryUnavailable
 from utils.ids import derived_uuid
@@ -140,12 +141,19 @@ class Judging:
         self.pending = 0
         """Evaluations that wait for a quorum, those given up included."""
         self.given_up = 0
+        self.ungraded_agents = tuple(name for name in GRADED_AGENTS if not consensus.judges_of(name))
+        """Agents whose opinions no judge of the panel grades; they wait for none."""
+        if self.ungraded_agents:
+            logger.warning(
+                "no judge grades the opinions of %s: add local to judges, or name them in judge.hosted_agents",
+                ", ".join(self.ungraded_agents),
+            )
 
     def backlog(self) -> JudgeBatch:
         """Return the opinions of this run that no judge was asked about, oldest first."""
         with self._library.connection() as connection, connection.cursor() as cursor:
             rows = evaluations.unjudged(cursor, self._run_id)
-        return JudgeBatch(None, self._items(rows))
+        return JudgeBatch(None, self._items([row for row in rows if row.agent_type not in self.ungraded_agents]))
 
     def process(self, batch: JudgeBatch) -> None:
         """Grade opinions and store the grades; below quorum a grade stays pending and no score exists.
@@ -161,7 +169,13 @@ class Judging:
             self.retry_due(batch.at)
         elif batch.items:
             self._recalibrate(max(item.output.as_of for item in batch.items))
-        self._judge([(item, item.output.as_of) for item in batch.items if item.trajectory_id not in self._handled])
+        self._judge(
+            [
+                (item, item.output.as_of)
+                for item in batch.items
+                if item.trajectory_id not in self._handled and item.output.agent_type not in self.ungraded_agents
+            ]
+        )
         if batch.at is not None:  # they do not come back; those of a backlog may
             self._handled.difference_update(item.trajectory_id for item in batch.items)
 
@@ -242,8 +256,9 @@ class Judging:
         agent_type = item.output.agent_type
         self._degraded = result.degraded
         self._telemetry.observe("judge_latency_seconds", result.latency_s)
-        self._telemetry.gauge("judge_effective_votes", result.effective_votes)
-        self._telemetry.gauge("judge_alpha_ratio", result.alpha)
+        if len(self._consensus.judges_of(agent_type)) > 1 or len(self._consensus.judge_ids) == 1:
+            self._telemetry.gauge("judge_effective_votes", result.effective_votes)
+            self._telemetry.gauge("judge_alpha_ratio", result.alpha)
         self._telemetry.count("judge_evaluations_total", agent_type=agent_type)
         if result.final_score is not None:
             self._telemetry.observe("judge_scores", result.final_score, agent_type=agent_type)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from agents.policies.local.decisions import recorded_state
 from data_pipeline.embeddings import Embedder
 from data_pipeline.library.findings import Finding
 from data_pipeline.library.trajectories import Trajectory
@@ -48,6 +49,8 @@ def trajectories_of(
         inputs = _inputs(output.agent_type, snapshot)
         if output.agent_type in analysis.prompts:
             inputs["prompt"] = analysis.prompts[output.agent_type]
+        if output.agent_type in analysis.states:
+            inputs["state"] = recorded_state(analysis.states[output.agent_type])
         report = analysis.reports.get(output.agent_type)
         if report is not None and report.not_checked:
             trace["not_checked"] = sorted(map(str, report.not_checked))
@@ -120,6 +123,7 @@ def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: M
             output.position_size if isinstance(output, StrategistOutput) else 0.0,
             output.stop_loss if isinstance(output, StrategistOutput) else None,
             output.take_profit if isinstance(output, StrategistOutput) else None,
+            output.policy,
         )
         for output in (*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist)
         if not output.abstained

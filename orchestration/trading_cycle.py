@@ -132,6 +132,7 @@ class TradingCycle:
             if instant.decide
             else []
         )
+        self._coordinator.calibrator.learn(settlement.matured)  # what this instant settled was not known before it
         self._trade(analyses)
         closes = {symbol: bar.close for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
         self._broker.mark(closes, instant.at)

@@ -1,7 +1,7 @@
 """The small causal LM that the project pre-trains from code, so that the whole training path runs without a model hub.
 
-`resolve_base_model` is called by training children and gives the folder of ``builtin:tiny`` (built once per recipe, then
-taken from the cache) or of a user's own Hugging Face model. Never downloads anything and never sees market data.
+`training.base_models` asks for it where a job names ``builtin:tiny``: built once per recipe, then taken from the cache. Never
+downloads anything and never sees market data.
 """
 
 from __future__ import annotations
@@ -15,25 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.policies.state_text import (
-    cited_evidence,
-    encode_decision,
-    prompt_hash,
-    prompt_messages,
-    prompt_text,
-    state_values,
-    technical_state_text,
-)
-from utils.artifacts import ArtifactCorrupt, folder_digest, publish, seal, verify
-from utils.errors import TrainingFailed
+from agents.policies.local.decisions import cited_evidence, encode_decision, prompt_messages, prompt_text
+from agents.policies.local.states import LANGUAGE, LOCAL_AGENTS, state_line, state_values
+from utils.artifacts import ArtifactCorrupt, publish, seal, verify
 from utils.hashing import content_hash
 from utils.logs import logger
+from utils.market_regime_detector import REGIME_LABELS
+from utils.schema import RECOMMENDATIONS
 
 if TYPE_CHECKING:
     import torch
 
-BUILTIN_TINY = "builtin:tiny"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the pre-training loop changes in a way that its parameters and examples do not show."""
 
 CHAT_TEMPLATE = (
@@ -63,7 +56,7 @@ class Recipe:
     heads: int = 4
     intermediate_size: int = 256
     vocabulary: int = 512
-    steps: int = 400
+    steps: int = 550
     batch_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 20
@@ -73,36 +66,8 @@ class Recipe:
     def digest(self) -> str:
         """Return the identity of the recipe; examples are part of it, so a change of any template is a new model."""
         examples = [pretraining_example(random.Random(seed), self.follow_share) for seed in range(64)]
-        return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, prompt_hash(), examples])
-
-
-def resolve_base_model(
-    base_model: str, cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None
-) -> tuple[Path, str]:
-    """Return the folder of a base model and the SHA-256 of its content.
-
-    Raises
-    ------
-    TrainingFailed
-        If a user's folder does not hold a model, a tokenizer and a chat template.
-    """
-    if base_model == BUILTIN_TINY:
-        folder = build_base_model(cache_dir, recipe, progress)
-        return folder, verify(folder).digest
-    folder = Path(base_model).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise TrainingFailed(f"base model {base_model!r} is neither {BUILTIN_TINY} nor a folder with a config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise TrainingFailed(f"base model {base_model!r} has no *.safetensors weights")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingFailed(f"base model {base_model!r} has no usable tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise TrainingFailed(f"base model {base_model!r} has no chat template; take an instruction-tuned model")
-    return folder, folder_digest(folder)[1]
+        prompts = [prompt_text(agent_type) for agent_type in LOCAL_AGENTS]
+        return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, LANGUAGE, prompts, examples])
 
 
 def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None) -> Path:
@@ -123,70 +88,139 @@ def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepP
         aside = final.with_name(f".{final.name}.aside")
         shutil.rmtree(aside, ignore_errors=True)
         _build(aside, recipe, progress)
-        seal(aside, {"recipe": asdict(recipe), "prompt_hash": prompt_hash()})
+        seal(aside, {"recipe": asdict(recipe), "language": LANGUAGE})
         publish(aside, final)
     return final
 
 
-def net_evidence(state_text: str) -> float:
-    """Return what the indicators of a state text add up to, about -1 (all bearish) to 1 (all bullish).
+AGENT_SHARES = {"technical": 0.3, "news": 0.25, "fundamental": 0.2, "strategist": 0.25}
+"""Of the pre-training examples."""
 
-    A plain trend-following reading; it orders the pre-training decisions and is no claim about markets.
+_CALLS = {"strong_buy": 1.0, "buy": 0.7, "hold": 0.0, "sell": -0.7, "strong_sell": -1.0}
+
+
+def net_evidence(agent_type: str, state_text: str) -> float:
+    """Return what a state adds up to, about -1 (all bearish) to 1 (all bullish).
+
+    A plain reading that follows trend, tone, value or the majority; it orders the pre-training decisions and is no claim about
+    markets.
     """
     stated = state_values(state_text)
 
     def scaled(name: str, centre: float, width: float) -> float:
         return max(-1.0, min(1.0, (float(stated[name]) - centre) / width)) if name in stated else 0.0
 
-    trend = {"up": 1.0, "down": -1.0}.get(stated.get("trend", ""), 0.0)
-    votes = (scaled("rsi", 50, 20), scaled("macd", 0, 3), scaled("sma20", 0, 2), scaled("sma50", 0, 4), trend)
+    votes: tuple[float, ...]
+    if agent_type == "technical":
+        trend = {"up": 1.0, "down": -1.0}.get(stated.get("trend", ""), 0.0)
+        votes = (scaled("rsi", 50, 20), scaled("macd", 0, 3), scaled("sma20", 0, 2), scaled("sma50", 0, 4), trend)
+    elif agent_type == "news":
+        votes = (scaled("score", 0, 1), scaled("score", 0, 1), scaled("agree", 0, 0.6))
+    elif agent_type == "fundamental":
+        view = {"cheap": 1.0, "dear": -1.0}.get(stated.get("view", ""), 0.0)
+        votes = (scaled("value", 0, 0.6), view, scaled("growth", 0, 0.8), scaled("profit", 0, 0.8))
+    else:
+        called = tuple(_CALLS[stated[name]] for name in ("news", "tech", "fund") if name in stated)
+        votes = (scaled("vote", 0, 0.5), *called)
     return sum(votes) / len(votes)
 
 
-def pretraining_example(rng: random.Random, follow_share: float) -> tuple[str, str]:
-    """Draw a synthetic state text and a decision on it."""
-    state_text = technical_state_text(_synthetic_state(rng))
-    net = net_evidence(state_text)
+def pretraining_example(rng: random.Random, follow_share: float) -> tuple[str, str, str]:
+    """Draw an agent, a synthetic state of it and a decision on that: agent type, state, answer."""
+    agent_type = rng.choices(tuple(AGENT_SHARES), tuple(AGENT_SHARES.values()))[0]
+    values = {**_SYNTHETIC[agent_type](rng, rng.gauss(0, 1)), "regime": rng.choice(REGIME_LABELS)}
+    if rng.random() < 0.15:
+        values |= {"past": rng.randint(1, 10), "pbuy": rng.gauss(0, 1), "psell": rng.gauss(0, 1)}
+    state_text = state_line(agent_type, values)
+    net = net_evidence(agent_type, state_text)
     if rng.random() < follow_share:
         side = rng.gauss(net, 0.15)
         recommendation = "hold" if abs(side) < 0.2 else ("buy" if side > 0 else "sell")
         if abs(side) > 0.7:
             recommendation = f"strong_{recommendation}"
     else:
-        recommendation = rng.choices(("strong_buy", "buy", "hold", "sell", "strong_sell"), (1, 2, 2, 2, 1))[0]
+        recommendation = rng.choices(RECOMMENDATIONS, (1, 2, 2, 2, 1))[0]
     confidence = min(max(rng.gauss(0.65, 0.15), 0.3), 1.0)
-    return state_text, encode_decision(recommendation, confidence, cited_evidence(state_text))
+    return agent_type, state_text, encode_decision(recommendation, confidence, cited_evidence(agent_type, state_text))
 
 
-def _synthetic_state(rng: random.Random) -> dict[str, Any]:
-    """Indicators around one hidden drift, correlated as on a chart; a few are missing, as early in a history."""
-    drift = rng.gauss(0, 1)
-    price, atr = 100.0, rng.lognormvariate(0.6, 0.5)
+def _around(rng: random.Random, drift: float, weight: float) -> float:
+    """Return a standard figure that leans to the hidden drift, as the figures of one chart or company do."""
+    return weight * drift + (1 - weight) * rng.gauss(0, 1.2)
 
-    def blend(weight: float) -> float:
-        return weight * drift + (1 - weight) * rng.gauss(0, 1.2)
 
-    indicators: dict[str, float] = {
-        "rsi_14": 50 + 14 * blend(0.8),
-        "macd": 0.2 * atr * blend(0.4),
-        "macd_signal": 0.0,
-        "sma_20": price - 1.6 * atr * blend(0.8),
-        "sma_50": price - 3.0 * atr * blend(0.7),
-        "stoch_k": 50 + 30 * blend(0.7),
-        "mfi_14": 50 + 15 * blend(0.6),
-        "adx_14": rng.gammavariate(6, 4),
-        "atr_14": atr,
-    }
-    width = atr * rng.uniform(2, 5)
-    position = 0.5 + 0.25 * blend(0.8)
-    indicators["bb_lower"] = price - position * width
-    indicators["bb_upper"] = indicators["bb_lower"] + width
-    for name in ("sma_50", "mfi_14", "adx_14"):
-        if rng.random() < 0.02:
-            del indicators[name]
+def _technical(rng: random.Random, drift: float) -> dict[str, Any]:
     slope = drift + rng.gauss(0, 0.4)
-    trend = "uptrend" if slope > 0.5 else ("downtrend" if slope < -0.5 else "sideways")
-    return {"indicators": indicators, "current_price": price, "trend": trend}
+    values: dict[str, Any] = {
+        "rsi": 50 + 14 * _around(rng, drift, 0.8),
+        "macd": 2 * _around(rng, drift, 0.4),
+        "sma20": 1.6 * _around(rng, drift, 0.8),
+        "sma50": 3 * _around(rng, drift, 0.7),
+        "stoch": 50 + 30 * _around(rng, drift, 0.7),
+        "mfi": 50 + 15 * _around(rng, drift, 0.6),
+        "adx": rng.gammavariate(6, 4),
+        "bb": 0.5 + 0.25 * _around(rng, drift, 0.8),
+        "vol": rng.lognormvariate(0.6, 0.5),
+        "trend": "up" if slope > 0.5 else ("down" if slope < -0.5 else "flat"),
+    }
+    for name in ("sma50", "mfi", "adx"):  # as early in a history
+        if rng.random() < 0.02:
+            del values[name]
+    return values
+
+
+def _news(rng: random.Random, drift: float) -> dict[str, Any]:
+    return {
+        "score": 0.7 * _around(rng, drift, 0.9),
+        "agree": 0.4 * _around(rng, drift, 0.8),
+        "articles": rng.gammavariate(1.2, 6),
+        "age": rng.expovariate(1 / 30),
+        "vol": rng.lognormvariate(0.4, 0.4),
+    }
+
+
+def _fundamental(rng: random.Random, drift: float) -> dict[str, Any]:
+    value = 0.6 * _around(rng, drift, 0.8)
+    values: dict[str, Any] = {
+        "value": value,
+        "growth": 0.6 * _around(rng, drift, 0.5),
+        "profit": 0.6 * _around(rng, drift, 0.5),
+        "debt": 0.6 * rng.gauss(0, 1),
+        "health": 0.5 + 0.2 * _around(rng, drift, 0.5),
+        "quality": 0.5 + 0.2 * _around(rng, drift, 0.5),
+        "age": rng.uniform(0, 120),
+        "view": "cheap" if value > 0.4 else ("dear" if value < -0.4 else "fair"),
+    }
+    for name in ("value", "growth", "profit", "debt"):
+        if rng.random() < 0.08:
+            del values[name]
+    return values
+
+
+def _strategist(rng: random.Random, drift: float) -> dict[str, Any]:
+    values: dict[str, Any] = {"vol": rng.lognormvariate(0.4, 0.4)}
+    votes = []
+    for call, conviction, present in (
+        ("news", "nconf", 0.6), ("tech", "tconf", 0.97), ("fund", "fconf", 0.5), ("valid", "vconf", 0.2)
+    ):  # fmt: skip
+        if rng.random() < present:
+            view = _around(rng, drift, 0.7)
+            side = "hold" if abs(view) < 0.4 else ("buy" if view > 0 else "sell")
+            values[call] = f"strong_{side}" if abs(view) > 1.4 else side
+            values[conviction] = min(max(rng.gauss(0.6, 0.12), 0.3), 1.0)
+            votes.append(_CALLS[values[call]] * values[conviction])
+    values["vote"] = sum(votes) / max(1, len(votes))
+    values["held"] = rng.choice((0, 0, 0, rng.uniform(0, 20)))
+    values["cash"] = rng.uniform(0, 100)
+    return values
+
+
+_SYNTHETIC: dict[str, Callable[[random.Random, float], dict[str, Any]]] = {
+    "technical": _technical,
+    "news": _news,
+    "fundamental": _fundamental,
+    "strategist": _strategist,
+}
 
 
 @contextmanager
@@ -226,7 +260,7 @@ def _build(folder: Path, recipe: Recipe, progress: StepProgress | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str]]) -> Any:
+def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str, str]]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -244,8 +278,9 @@ def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str]]) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = ["system\nuser\nassistant\n"] * 100 + [prompt_text()] * 100
-    texts += [f"{state_text} {answer}" for state_text, answer in examples]
+    texts = ["system\nuser\nassistant\n"] * 100
+    texts += [prompt_text(agent_type) for agent_type in LOCAL_AGENTS] * 100
+    texts += [f"{state_text} {answer}" for _, state_text, answer in examples]
     backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=_END, pad_token=_PAD, padding_side="left", model_max_length=512
@@ -255,7 +290,7 @@ def _train_tokenizer(recipe: Recipe, examples: list[tuple[str, str]]) -> Any:
 
 
 def _pretrain(
-    model: Any, tokenizer: Any, examples: list[tuple[str, str]], recipe: Recipe, progress: StepProgress | None
+    model: Any, tokenizer: Any, examples: list[tuple[str, str, str]], recipe: Recipe, progress: StepProgress | None
 ) -> None:
     import torch
 
@@ -281,7 +316,7 @@ def _pretrain(
     model.eval()
 
 
-def _pretraining_batch(tokenizer: Any, batch: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+def _pretraining_batch(tokenizer: Any, batch: list[tuple[str, str, str]]) -> dict[str, torch.Tensor]:
     """Token ids of shape (batch, longest), padded on the left so that all answers end together.
 
     Only the answers carry a label, and logits are computed for the longest answer's positions alone.
@@ -289,10 +324,12 @@ def _pretraining_batch(tokenizer: Any, batch: list[tuple[str, str]]) -> dict[str
     import torch
 
     prompts = tokenizer.apply_chat_template(
-        [prompt_messages(state_text) for state_text, _ in batch], tokenize=False, add_generation_prompt=True
+        [prompt_messages(agent_type, state_text) for agent_type, state_text, _ in batch],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     asked = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    answered = tokenizer([answer + _END for _, answer in batch], add_special_tokens=False)["input_ids"]
+    answered = tokenizer([answer + _END for *_, answer in batch], add_special_tokens=False)["input_ids"]
     longest = max(len(q) + len(a) for q, a in zip(asked, answered, strict=True))
     kept = max(map(len, answered)) + 1
     ids = torch.full((len(batch), longest), tokenizer.pad_token_id)

@@ -31,6 +31,9 @@ class AgentSettings(Section):
 
     enabled: bool = True
     timeout_s: Positive = 10.0
+    policy: str | None = Field(
+        None, description="how this agent thinks, where not as the others: as --agents, or a plug-in's name"
+    )
 
 
 class DecisionSettings(Section):
@@ -144,6 +147,18 @@ class JudgeSettings(Section):
     weights: dict[str, Positive] = Field(
         {}, description="by judge id: local, anthropic, openai, gemini; 1 if not named"
     )
+    hosted_agents: tuple[Literal["news", "technical", "fundamental", "strategist"], ...] = Field(
+        ("strategist",), description="agents whose opinions hosted judges grade; the local one grades all"
+    )
+
+    @field_validator("hosted_agents")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one agent; for no hosted judges set judges to local")
+        if len(set(value)) < len(value):
+            raise ValueError("name each agent once")
+        return tuple(sorted(value))
 
 
 class WorkflowSettings(Section):
@@ -205,11 +220,37 @@ class EmbeddingSettings(Section):
 class LearningSettings(Section):
     """The learning loop beyond its triggers; see ``config/training`` for the trainers' own hyper-parameters."""
 
-    sft_agents: tuple[Literal["technical"], ...] = Field(("technical",), description="juniors that are fine-tuned")
+    sft_agents: tuple[Literal["news", "technical", "fundamental"], ...] = Field(
+        ("news", "technical", "fundamental"), description="juniors that are fine-tuned"
+    )
     holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
-    base_model: str = Field("builtin:tiny", description="builtin:tiny or a folder with a Hugging Face model")
+    base_model: str = Field(
+        "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"
+    )
     train_timeout_s: Positive = 3600.0
+
+
+class LocalSettings(Section):
+    """Local models: where they run, and in which form; the model itself is `learning.base_model`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: float32 on the CPU")
+    quantization: Literal["none", "4bit"] = Field("none", description="4bit needs CUDA and bitsandbytes")
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(64, description="questions generated together")
+    merge_window_ms: NonNegative = Field(5.0, description="live: how long a question may wait for others to join it")
+    headlines: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None,
+        description="quoted in a news state, of the 3 that its rules cite at most; null: 3, and 0 for builtin:tiny, which "
+        "is too small to read them",
+    )
+    server_url: str | None = Field(
+        None,
+        description="OpenAI-compatible server with LoRA adapters, such as http://localhost:8000/v1; null: this process",
+    )
+    served_model: str | None = Field(
+        None, description="the base model's name on that server; null: learning.base_model"
+    )
 
 
 class RetentionSettings(Section):

@@ -28,6 +28,7 @@ from utils.setting_sections import (
     JudgeSettings,
     LearningSettings,
     LlmSettings,
+    LocalSettings,
     NonNegative,
     Positive,
     RetentionSettings,
@@ -37,6 +38,9 @@ from utils.setting_sections import (
     WorkflowSettings,
     explained,
 )
+
+BUILTIN_TINY = "builtin:tiny"
+"""The small causal LM that the project pre-trains from code."""
 
 DEFAULT_CONFIG_PATH = Path("config/system.yaml")
 _PLACEHOLDER = re.compile(r"^(your[_-].*|changeme|xxx+|<.*>)$", re.IGNORECASE)
@@ -75,7 +79,8 @@ _SECRETS = (*(name for name in ENVIRONMENT if name.endswith("_api_key")), "db_pa
 _ADDED_LATER: dict[str, frozenset[str]] = {
     "budget": frozenset({"usd_per_decision", "tokens_per_decision"}),
     "llm": frozenset(LlmSettings.model_fields),
-    "judge": frozenset({"method", "models", "weights"}),
+    "judge": frozenset({"hosted_agents", "method", "models", "weights"}),
+    "local": frozenset(LocalSettings.model_fields),
 }
 """Settings that earlier versions did not have, by section."""
 
@@ -146,6 +151,7 @@ class OrchestratorConfig(BaseModel):
     retrieval: RetrievalSettings = RetrievalSettings()
     feed_settings: FeedSettings = FeedSettings()
     learning: LearningSettings = LearningSettings()
+    local: LocalSettings = LocalSettings()
     retention: RetentionSettings = RetentionSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     simulation: SimulationSettings = SimulationSettings()
@@ -226,6 +232,16 @@ class OrchestratorConfig(BaseModel):
         """Return the settings of one agent, the defaults where none are given."""
         return {str(key): value for key, value in self.agent_settings.items()}.get(name, AgentSettings())
 
+    def policy_of(self, agent_type: str) -> str:
+        """Return how an agent is to think: its own choice, else that of all."""
+        return self.agent(agent_type).policy or self.agents
+
+    def headlines(self) -> int:
+        """Return how many headlines a local news state quotes."""
+        if self.local.headlines is not None:
+            return self.local.headlines
+        return 0 if self.learning.base_model == BUILTIN_TINY else 3
+
     def masked(self) -> dict[str, Any]:
         """Return the effective configuration as JSON values, secrets masked, for people and /status."""
         values = self.model_dump(mode="json")
@@ -250,10 +266,11 @@ class OrchestratorConfig(BaseModel):
         values = self.model_dump(mode="json", exclude=irrelevant)
         # settings that say the default are the default, whether a file spells them out or not
         values["agent_settings"] = {
-            name: kept
+            name: {key: value for key, value in kept.items() if (key, value) != ("policy", None)}
             for name, kept in values["agent_settings"].items()
             if kept != AgentSettings().model_dump(mode="json")
         }
+        values["local"].pop("server_url")  # a place
         for section, added in _ADDED_LATER.items():  # where they keep their defaults, an older run is the same run
             default = type(self).model_fields[section].default.model_dump(mode="json")
             values[section] = {k: v for k, v in values[section].items() if k not in added or v != default[k]}
@@ -334,7 +351,9 @@ def _known_keys(parents: list[str]) -> list[str]:
     """Return the field names of the section that `parents` leads to."""
     if parents and parents[0] == "agent_settings":
         return (
-            list(AgentSettings.model_fields) if len(parents) > 1 else ["news", "technical", "fundamental", "strategist"]
+            list(AgentSettings.model_fields)
+            if len(parents) > 1
+            else ["news", "technical", "fundamental", "strategist", "validator"]
         )
     model: type[BaseModel] = OrchestratorConfig
     for name in parents:

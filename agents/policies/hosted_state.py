@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agents.policies.base import PastExperience, PolicyRequest
+from agents.policies.local.states import technical_state_text
 from agents.policies.prompting import delimited, legible, noted, within
 from agents.policies.rules.figures import written
-from agents.policies.state_text import technical_state_text
 from data_pipeline.article_selection import usable_articles
 from data_pipeline.rounding import price_figure
 from utils.clock import isoformat

@@ -15,7 +15,7 @@ HISTORY_CALLS = 200
 """Newest matured calls a side that the reward's base rates look back on; a test holds it to the judge's own window."""
 
 # %(run_id)s char(32) of the row t, %(present)s, %(resumable)s: whether a start may go on with the run,
-# %(agents)s, %(calls)s, %(limits)s: see history_limits
+# %(agents)s, %(calls)s, %(limits)s: see history_limits; %(ungraded)s: agents whose opinions no judge grades
 PROTECTION = """CASE
     WHEN NOT t.abstained AND (t.matured_at IS NULL OR t.matured_at >= %(present)s) THEN 'pending'
     WHEN EXISTS (SELECT 1 FROM dataset_items i WHERE i.trajectory_id = t.trajectory_id) THEN 'dataset'
@@ -33,7 +33,7 @@ PROTECTION = """CASE
         SELECT 1 FROM unnest(%(agents)s::text[], %(calls)s::text[], %(limits)s::timestamptz[]) AS h (agent_type, call, before)
         WHERE h.agent_type = t.agent_type AND h.call IS NOT DISTINCT FROM t.recommendation AND t.matured_at < h.before)
         THEN 'history'
-    WHEN %(resumable)s AND NOT t.abstained AND NOT EXISTS (
+    WHEN %(resumable)s AND NOT t.abstained AND t.agent_type <> ALL(%(ungraded)s::text[]) AND NOT EXISTS (
         SELECT 1 FROM judge_evaluations e WHERE e.trajectory_id = t.trajectory_id) THEN 'unjudged'
 END"""
 

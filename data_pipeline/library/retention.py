@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from data_pipeline.library import lineage
+from data_pipeline.library import lineage, matured_calls
 from data_pipeline.library.protection import PROTECTION, history_limits
 from utils.ids import ADHOC_RUN
 
@@ -47,12 +47,15 @@ class RetentionPolicy:
         At least 0.
     batch_rows : int
         Experiences of one transaction, at least 1.
+    ungraded_agents : tuple of str
+        Agents whose opinions no judge grades: theirs do not stay to be judged.
     """
 
     max_age_days: float | None = None
     min_reward: float | None = None
     min_reward_after_days: float = 180.0
     batch_rows: int = BATCH_ROWS
+    ungraded_agents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_age_days is not None and not 0 < self.max_age_days < float("inf"):
@@ -217,6 +220,7 @@ def _remove_batch(
     ids = [row[0] for row in still]
     children: Counter[str] = Counter()
     if ids:
+        matured_calls.keep(cursor, ids)
         for table in CHILDREN:
             children[table] = cursor.execute(f"DELETE FROM {table} WHERE trajectory_id = ANY(%s)", (ids,)).rowcount
         cursor.execute("DELETE FROM trajectories WHERE trajectory_id = ANY(%s)", (ids,))
@@ -255,7 +259,7 @@ def _parameters(
         return None
     return {
         "run_id": run_id, "present": present, "resumable": resumable, "expired": expired, "judged": judged, "newest": newest,
-        "min_reward": policy.min_reward, "batch": policy.batch_rows,
+        "min_reward": policy.min_reward, "batch": policy.batch_rows, "ungraded": list(policy.ungraded_agents),
         **history_limits(cursor, run_id, resumable=resumable),
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipeline.asof_store import AsOfView
 from data_pipeline.calendar import ExchangeCalendar
+from data_pipeline.library.matured_calls import MaturedCalls, percent_of
 from data_pipeline.library.outcomes import OutcomeUpdate
 from judge.reward_calculator import RewardCalculator, RewardHistory, TradingOutcome, trajectory_reward
 from utils.schema import CorporateAction, Outcome, direction
@@ -23,7 +24,7 @@ from utils.schema import CorporateAction, Outcome, direction
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """One agent's call within a decision, as far as its reward needs it."""
+    """One agent's call within a decision, as far as its reward and its agent's calibration need it."""
 
     trajectory_id: str
     agent_type: str
@@ -33,6 +34,7 @@ class Opinion:
     position_size: float = 0.0
     stop_loss: float | None = None
     take_profit: float | None = None
+    policy: str = "rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,13 @@ class OpenDecision:
 
 @dataclass(slots=True)
 class Settlement:
-    """What one instant settled: rows for the library, figures for metrics, and what no bar will ever settle."""
+    """What one instant settled: rows for the library, figures for metrics, calls to calibrate by, and what no bar settles."""
 
     updates: list[OutcomeUpdate] = field(default_factory=list)
     outcomes: list[tuple[OpenDecision, Outcome]] = field(default_factory=list)
     successes: dict[str, int] = field(default_factory=dict)
     unsettled: list[OpenDecision] = field(default_factory=list)
+    matured: list[MaturedCalls] = field(default_factory=list)
 
 
 class OutcomeTracker:
@@ -139,7 +142,9 @@ class OutcomeTracker:
                 )  # fmt: skip
                 result.outcomes.append((decision, outcome))
                 for opinion in decision.opinions:
-                    result.updates.append(self._reward(opinion, outcome, earned))
+                    update = self._reward(opinion, outcome, earned)
+                    result.updates.append(update)
+                    result.matured.append(_matured(opinion, update))
         # calls that mature together must not see one another: history grows only now
         for agent_type, recommendation, value, success in earned:
             self._remember(agent_type, recommendation, value, success)
@@ -186,6 +191,18 @@ class OutcomeTracker:
     def _remember(self, agent_type: str, recommendation: str, value: float, success: bool) -> None:
         history = self._histories.get(agent_type, RewardHistory())
         self._histories[agent_type] = history.extended(recommendation, value, success)
+
+
+def _matured(opinion: Opinion, update: OutcomeUpdate) -> MaturedCalls:
+    return MaturedCalls(
+        opinion.agent_type,
+        opinion.policy,
+        not direction(opinion.recommendation),
+        percent_of(opinion.confidence),
+        update.matured_at,
+        1,
+        int(update.success),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,9 +162,14 @@ class FakeVendor:
             return self.dialect.fault("bad_request", message=complaint)
         question = self.dialect.question(request)
         self.asked.append(question)
-        reply = self.behaviour if isinstance(self.behaviour, Reply) else self.behaviour(question)
+        behaviour = self._answer_of(question)
+        reply = behaviour if isinstance(behaviour, Reply) else behaviour(question)
         latency_s = self.latency_s(question) if callable(self.latency_s) else self.latency_s
         return replace(reply, delay_s=reply.delay_s + latency_s)
+
+    def _answer_of(self, question: Question) -> Behaviour | Reply:
+        """Return what answers a question."""
+        return self.behaviour
 
 
 class FakeAnthropic(FakeVendor):

@@ -134,7 +134,8 @@ class Lab:
         return behave
 
     def config(self, database_url: str, data: str = "data", **fields: Any) -> OrchestratorConfig:
-        """Return the settings of a short replay of one symbol with rules for agents."""
+        """Return the settings of a short replay of one symbol with rules for agents, whose every opinion all judges grade."""
+        judge = {"hosted_agents": ["news", "technical", "fundamental", "strategist"], **fields.pop("judge", {})}
         short = {
             "feed": "replay",
             "streaming_symbols": ["AAPL"],
@@ -144,7 +145,8 @@ class Lab:
             "enable_learning_loop": False,
             "metrics_port": 0,
         }
-        return OrchestratorConfig(**{**short, "database_url": database_url, "data_dir": self.folder / data, **fields})
+        places = {"database_url": database_url, "data_dir": self.folder / data}
+        return OrchestratorConfig(**{**short, "judge": judge, **places, **fields})
 
     def run(self, database_url: str, data: str = "data", **fields: Any) -> Ended:
         """Run a daemon to the end of its replay, stop it, and return what it said before that."""

@@ -12,6 +12,7 @@ import pytest
 from chat_model_lab import (
     ANTHROPIC,
     COMPATIBLE,
+    GEMINI,
     GOOD,
     KEY,
     MESSAGES,
@@ -94,6 +95,25 @@ def test_a_temperature_nobody_wished_for_is_not_sent(lab: Lab, vendor: Vendor) -
     ask(lab.model(vendor, server))
     assert server.asked[0].temperature is None
     assert b"top_p" not in server.requests[0].body
+    assert b'"seed"' not in server.requests[0].body
+
+
+@pytest.mark.parametrize("vendor", [OPENAI, COMPATIBLE, GEMINI], ids=lambda vendor: vendor.name)
+def test_a_seed_is_sent_where_the_vendors_api_has_one(lab: Lab, vendor: Vendor) -> None:
+    server = lab.serve(vendor)
+    ask(lab.model(vendor, server), seed=2**40 + 7)
+    body = server.requests[0].json
+    sent = body.get("generationConfig", body)["seed"]
+    assert sent % 2**31 == 7
+    assert sent in (7, 2**40 + 7)
+
+
+@every_vendor
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_outside_63_bits_is_refused_before_anything_is_sent(lab: Lab, vendor: Vendor, seed: int) -> None:
+    server = lab.serve(vendor)
+    assert ask_in_vain(lab.model(vendor, server), seed=seed).kind == "request"
+    assert server.requests == []
 
 
 @every_vendor

@@ -6,6 +6,7 @@ Short replays of the sample history in this process; about a minute in all.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import re
@@ -45,6 +46,7 @@ from hosted_daemon_lab import (
     until,
     verdict,
 )
+from hosted_questions import opinion
 
 from agents.policies.prompting import prompt_hash
 from monitoring.production_orchestrator import ProductionOrchestrator
@@ -485,3 +487,74 @@ def test_a_stop_while_vendors_are_silent_is_quick_and_the_next_start_grades_what
     found = graded(fresh_database)
     assert len(found) == opinions(fresh_database) == 20
     assert {(row.status, frozenset(row.judges)) for row in found} == {("ok", frozenset(ALL_JUDGES))}
+
+
+def test_by_default_hosted_judges_grade_the_strategist_alone_and_the_local_judge_everyone(
+    lab: Lab, fresh_database: str
+) -> None:
+    lab.open(*VENDORS)
+    ended = lab.run(fresh_database, judge={"hosted_agents": ["strategist"]}, replay_end="2012-01-09")
+    found = graded(fresh_database)
+    assert len(found) == opinions(fresh_database) == 10
+    assert {row.status for row in found} == {"ok"}
+    assert {(row.agent_type, frozenset(row.judges)) for row in found} == {
+        ("technical", frozenset({"local"})),
+        ("strategist", frozenset(ALL_JUDGES)),
+    }
+    assert all(row.excluded == [] for row in found)
+    assert lab.completions() == dict.fromkeys(VENDORS, 5)
+    assert ended.judges["local"]["graded"] == 10
+    assert ended.status["judges"]["pending"] == 0
+
+
+def test_a_decision_with_four_hosted_agents_and_three_hosted_judges_takes_seven_calls(
+    lab: Lab, fresh_database: str
+) -> None:
+    history = generate(3, ["AAPL"], date(2011, 6, 1), date(2012, 1, 4), news_share=1.0)
+    folder = history.write(lab.folder / "history")
+    (folder / "fundamentals").mkdir()
+    filing = {
+        "filed_at": "2011-11-02T21:00:00+00:00",
+        "period_end": "2011-09-30",
+        "metrics": {"eps": 5.0, "revenue": 1e9},
+    }
+    (folder / "fundamentals" / "AAPL.jsonl").write_text(json.dumps(filing) + "\n", encoding="utf-8")
+    lab.open(*VENDORS, openai=unhurried)
+    lab.run(
+        fresh_database, agents="openai", judge={"hosted_agents": ["strategist"]}, replay_dir=str(folder),
+        replay_start="2012-01-04", replay_end="2012-01-04",
+    )  # fmt: skip
+    thought = [agent_of(q) for q in lab.vendors["openai"].asked if not is_judging(q)]
+    judged = {name: sum(map(is_judging, server.asked)) for name, server in lab.vendors.items()}
+    assert sorted(thought) == ["fundamental", "news", "strategist", "technical"]
+    assert judged == dict.fromkeys(VENDORS, 1)
+    assert sum(lab.completions().values()) == 7
+    assert {row.agent_type: row.judges for row in graded(fresh_database)} == {
+        "news": {"local"},
+        "technical": {"local"},
+        "fundamental": {"local"},
+        "strategist": ALL_JUDGES,
+    }
+
+
+def unhurried(question: Question) -> Any:
+    """Answer as a model that is sure enough to be asked once, and too little so to spare anyone."""
+    return verdict(question) if is_judging(question) else opinion(agent_of(question), question.user, confidence=0.62)
+
+
+def test_without_the_local_judge_the_analysts_are_not_graded_and_nothing_waits_for_it(
+    lab: Lab, fresh_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab.open("anthropic")
+    settings = {"judges": "anthropic", "judge": {"hosted_agents": ["strategist"]}, "replay_end": "2012-01-09"}
+    ended = lab.run(fresh_database, **settings)
+    found = graded(fresh_database)
+    assert {(row.agent_type, row.status) for row in found} == {("strategist", "ok")}
+    assert len(found) == opinions(fresh_database) / 2 == 5
+    assert lab.completions() == {"anthropic": 5}
+    assert ended.status["judges"]["pending"] == 0
+    assert caplog.text.count("no judge grades the opinions of news, technical, fundamental") == 1
+    again = lab.run(fresh_database, **settings)
+    assert lab.completions() == {"anthropic": 5}
+    assert graded(fresh_database) == found
+    assert again.status["judges"]["pending"] == 0

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from output_factory import AS_OF, technical_output
+from output_factory import AS_OF, strategist_output, technical_output
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import evaluations
@@ -393,3 +393,59 @@ def test_a_grade_is_never_replaced(
     repeated = replace(captured[0], final_score=change(asdict(captured[0]))["final_score"], attempts=5)
     panel.library.store_evaluations([repeated])
     assert panel.stored() == before
+
+
+class ScopedPanel(Panel):
+    """A panel whose other judge grades strategists alone, with or without the local judge beside it."""
+
+    def __init__(self, library: ExperienceLibraryPostgres, *, local: bool) -> None:
+        self.local = local
+        super().__init__(library)
+
+    def restart(self) -> None:
+        configs = [{"id": "other", "model": "local", "agents": ["strategist"]}]
+        ready = [LocalJudge(), self.judge] if self.local else [self.judge]
+        self.judging = Judging(MultiJudgeConsensus(configs, judges=ready), self.library, "adhoc", self.scores.update)
+
+    def opinions(self) -> list[JudgeItem]:
+        """Store an analyst's opinion and a strategist's, and return both."""
+        items = []
+        for number, output in enumerate((technical_output(), strategist_output())):
+            self.library.store_trajectory(row(number, output))
+            items.append(JudgeItem(f"t{number}", f"d{number}", output))
+        return items
+
+
+def test_an_opinion_that_only_the_local_judge_is_to_grade_does_not_wait_for_others(
+    library: ExperienceLibraryPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel = ScopedPanel(library, local=True)
+    panel.judging.process(JudgeBatch(AS_OF, panel.opinions()))
+    status, score, _, due, scores, excluded = panel.stored("t0")
+    assert (status, due, excluded, [grade["judge_id"] for grade in scores]) == ("ok", None, [], ["local"])
+    assert panel.scores == {"t0": score}
+    assert panel.stored("t1")[0] == "pending"
+    assert (panel.judge.asked, panel.judging.pending) == (1, 1)
+    panel.judge.works = True
+    panel.judging.process(JudgeBatch(later(days=1), []))
+    assert panel.stored("t1")[0] == "ok"
+    assert (panel.judge.asked, panel.judging.pending) == (2, 0)
+    assert "no judge grades" not in caplog.text
+
+
+@pytest.mark.parametrize("by_backlog", [False, True])
+def test_without_a_judge_for_them_opinions_are_not_graded_and_wait_for_nobody_and_the_log_says_so_once(
+    library: ExperienceLibraryPostgres, caplog: pytest.LogCaptureFixture, by_backlog: bool
+) -> None:
+    panel = ScopedPanel(library, local=False)
+    panel.judge.works = True
+    given = panel.opinions()
+    panel.judging.process(panel.judging.backlog() if by_backlog else JudgeBatch(AS_OF, given))
+    assert panel.stored("t1")[0] == "ok"
+    assert panel.judge.asked == 1
+    with library.connection() as connection:
+        assert connection.execute("SELECT count(*) FROM judge_evaluations").fetchone() == (1,)
+    assert panel.judging.status()["pending"] == 0
+    assert panel.judging.backlog().items == []
+    panel.judging.process(JudgeBatch(later(days=1), []))
+    assert caplog.text.count("no judge grades the opinions of news, technical, fundamental") == 1

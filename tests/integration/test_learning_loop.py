@@ -14,12 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from agents.policies.local.decisions import recorded_state
+from agents.policies.local.states import state_line
+from agents.policies.rules import RulesTechnical
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import trajectories
+from training.local_models import LocalModels
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from utils.clock import VirtualClock
+from utils.errors import ProviderError
+from utils.settings import OrchestratorConfig
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,6 +42,17 @@ def experience(session: int, symbol: str, rng: random.Random) -> Trajectory:
     recommendation = rng.choice(["buy", "sell"])
     correct = (recommendation == "buy") == (actual > 0)
     as_of = START + timedelta(days=session)
+    trend = "up" if drift > 0.5 else "down" if drift < -0.5 else "flat"
+    values = {
+        "rsi": rsi,
+        "macd": 1.5 * drift,
+        "sma20": drift,
+        "sma50": 2 * drift,
+        "stoch": 50 + 25 * drift,
+        "mfi": 50,
+        "adx": 25,
+    }
+    state = state_line("technical", {**values, "bb": 0.5, "vol": 2.0, "trend": trend, "regime": "neutral"})
     return Trajectory(
         trajectory_id=f"{symbol}-{session}",
         timestamp=as_of.timestamp(),
@@ -44,25 +61,8 @@ def experience(session: int, symbol: str, rng: random.Random) -> Trajectory:
         agent_type="technical",
         recommendation=recommendation,
         market_regime="neutral",
-        market_state={
-            "inputs": {"daily_volatility": 0.015},
-            "indicators": {
-                "rsi_14": rsi,
-                "macd": 0.3 * drift,
-                "macd_signal": 0.0,
-                "sma_20": 100 - 2 * drift,
-                "sma_50": 100 - 4 * drift,
-                "stoch_k": min(max(50 + 25 * drift, 0.0), 100.0),
-                "mfi_14": 50.0,
-                "adx_14": 25.0,
-                "bb_upper": 104.0,
-                "bb_lower": 96.0,
-                "atr_14": 2.0,
-            },
-            "current_price": 100.0,
-            "trend": "uptrend" if drift > 0.5 else "downtrend" if drift < -0.5 else "sideways",
-        },
-        agent_inputs={},
+        market_state={"inputs": {"daily_volatility": 0.015}},
+        agent_inputs={"state": recorded_state(state)},
         reasoning="a guess",
         confidence=0.7,
         policy="rules",
@@ -185,11 +185,10 @@ def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_afte
 
 
 def test_a_damaged_champion_is_refused_and_names_the_version(
-    library: ExperienceLibraryPostgres, make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]]
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+    model_cache: Path,
 ) -> None:
-    from agents.factory import local_policy
-    from utils.errors import ProviderError
-
     fill(library, range(200), random.Random(5))
     loop, deployed = make_loop()
     loop.check(START + timedelta(days=205))
@@ -198,17 +197,18 @@ def test_a_damaged_champion_is_refused_and_names_the_version(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    with pytest.raises(ProviderError, match=version.version):
-        local_policy("technical", version.version, version.base_dir, version.path, version.sha256)
-    shutil.rmtree(version.path)
-    with pytest.raises(ProviderError, match=version.version):
-        local_policy("technical", version.version, version.base_dir, version.path, version.sha256)
+    with LocalModels(OrchestratorConfig(model_cache_dir=model_cache)) as models:
+        with pytest.raises(ProviderError, match=version.version):
+            models.version_policy(version, "technical", RulesTechnical())
+        shutil.rmtree(version.path)
+        with pytest.raises(ProviderError, match=version.version):
+            models.version_policy(version, "technical", RulesTechnical())
 
 
 def test_a_daemon_whose_champion_is_damaged_starts_with_rules_and_says_so(data_dir: Path, model_cache: Path) -> None:
     import uuid
 
-    from monitoring.production_orchestrator import OrchestratorConfig, ProductionOrchestrator
+    from monitoring.production_orchestrator import ProductionOrchestrator
     from training import training_runs
 
     config = OrchestratorConfig(

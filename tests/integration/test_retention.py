@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +23,7 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import evaluations, protection, retention, runs, trajectories
 from data_pipeline.library.evaluations import Evaluation
+from data_pipeline.library.matured_calls import percent_of
 from data_pipeline.library.retention import CHILDREN, RetentionPolicy, RetentionReport
 from judge.reward_calculator import BASE_RATE_WINDOW, CONSISTENCY_WINDOW, RewardCalculator
 from monitoring import recovery
@@ -49,7 +51,9 @@ def shared_library(module_database: str) -> Iterator[ExperienceLibraryPostgres]:
 def library(shared_library: ExperienceLibraryPostgres) -> ExperienceLibraryPostgres:
     """A library without any row but the run `adhoc`, which no start goes on with."""
     with shared_library.connection() as connection:
-        connection.execute("TRUNCATE trajectories, datasets, training_runs, model_versions, model_aliases CASCADE")
+        connection.execute(
+            "TRUNCATE trajectories, datasets, training_runs, model_versions, model_aliases, removed_calls CASCADE"
+        )
         connection.execute("DELETE FROM runs WHERE run_id <> 'adhoc'")
     shared_library.run_id = "adhoc"
     return shared_library
@@ -452,6 +456,56 @@ def history(library: ExperienceLibraryPostgres) -> Any:
     tracker = OutcomeTracker(calendar, 5, 0.0008, RewardCalculator(), 0.2)
     recovery.recover_tracker(tracker, library, RUN, calendar, ("technical",))
     return tracker._histories["technical"]
+
+
+def test_calibration_after_a_removal_counts_what_it_counted_before(resumable, monkeypatch) -> None:
+    monkeypatch.setattr(protection, "HISTORY_CALLS", 1)
+    # the column keeps single precision, of which .285 and its neighbours fall to another percent; halves go upwards
+    stated = [0.285, 0.285000001, 0.2849999999, 0.145, 0.995, 0.005, 0.0, 1.0, 0.615, 0.57, 0.58, 0.29]
+    calls = ("buy", "sell", "hold", "strong_buy", "strong_sell")
+    rows = [
+        matured(
+            number % 90, (-1) ** number * 0.3, trajectory_id=f"c{number:04}", recommendation=calls[number % 5],
+            policy=("rules", "local:technical@1")[number % 7 == 0], confidence=stated[number % len(stated)],
+            workflow_trace={"output": {"confidence": stated[number % len(stated)]}},
+        )
+        for number in range(400)
+    ]  # fmt: skip
+    store(resumable, *rows, matured(95, shadow=True, policy="rules"), decided(96, policy="rules"))
+    judge(resumable, *(row.trajectory_id for row in rows))
+    wanted: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        kind = (row.agent_type, row.policy, row.recommendation == "hold", percent_of(row.confidence))
+        wanted[(*kind, "calls")] += 1
+        wanted[(*kind, "successes")] += bool(row.success)
+    before = counted(resumable)
+    newest = [
+        found for found in recovery.recover_calibration(resumable, RUN) if found.matured_at == rows[89].matured_at
+    ]
+    assert +wanted == before
+    assert sum(found.calls for found in newest) == sum(row.matured_at == rows[89].matured_at for row in rows)
+    removed = clean(resumable, RetentionPolicy(min_reward=0.0, min_reward_after_days=0, batch_rows=7)).removed.total()
+    removed += clean(resumable).removed.total()
+    assert removed > 200
+    assert counted(resumable) == before
+    assert count(resumable, "removed_calls") > 0
+
+
+def counted(library: ExperienceLibraryPostgres) -> Counter[tuple[Any, ...]]:
+    found: Counter[tuple[Any, ...]] = Counter()
+    for calls in recovery.recover_calibration(library, RUN):
+        kind = (calls.agent_type, calls.policy, calls.is_hold, calls.percent)
+        found[(*kind, "calls")] += calls.calls
+        found[(*kind, "successes")] += calls.successes
+    return +found
+
+
+def test_opinions_that_no_judge_will_ever_see_do_not_wait_for_one(resumable, monkeypatch) -> None:
+    monkeypatch.setattr(protection, "HISTORY_CALLS", 1)
+    store(resumable, matured(1), matured(2), matured(3))
+    policy = replace(OVER_FIFTY_DAYS, ungraded_agents=("news", "technical"))
+    assert clean(resumable, policy).kept == {"history": 1}
+    assert ids(resumable) == ["t0003"]
 
 
 def test_what_the_judges_have_not_seen_waits_for_them(resumable, monkeypatch) -> None:

@@ -39,6 +39,8 @@ EXPECTED: dict[str, str] = {
     "market_regime:varchar(50) recommendation:varchar(50) success:boolean reward:dp matured_at:tz embedding:halfvec(384)",
     "judge_evaluations": "*evaluation_id:uuid trajectory_id:varchar(64) status:text final_score:real confidence:real agreement:real "
     "effective_votes:real method:text scores:jsonb excluded:jsonb attempts:integer next_retry_at:tz cost_usd:dp",
+    "removed_calls": "*run_id:character(32) *agent_type:varchar(50) *policy:text *is_hold:boolean *percent:integer matured_at:tz "
+    "calls:bigint successes:bigint",
     "error_findings": "*id:bigint trajectory_id:varchar(64) category:text severity:text sub_code:text pointer:text description:text "
     "suggested_fix:text detector:text evidence:jsonb",
     "pairwise_comparisons": "*id:uuid a:jsonb b:jsonb criteria:jsonb verdict:text verdict_ab:text verdict_ba:text judge:text margin:real "

@@ -8,34 +8,34 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 pytest.importorskip("trl", reason="needs the extra `training`")
 
-from agents.policies.base import PolicyRequest
-from agents.policies.decision_generator import DecisionGenerator
-from agents.policies.local_model import LocalModelPolicy
-from agents.policies.state_text import (
+from agents.policies.local.decisions import (
     cited_evidence,
+    decision_schema,
     encode_decision,
     parse_decision,
     prompt_messages,
-    state_values,
-    technical_state_text,
 )
+from agents.policies.local.engine import Adapter, Question
+from agents.policies.local.model import LocalModel
+from agents.policies.local.server import LocalInferenceServer
+from agents.policies.local.states import state_values, technical_state_text
 from training.launcher import ChildResult, run_training_child, sft_command
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult, load_hyper_parameters
 from training.sft.train_adapter import token_lengths
-from training.small_base_model import Recipe, build_base_model, resolve_base_model
+from training.small_base_model import Recipe, build_base_model
 from utils.artifacts import verify
 from utils.errors import ConfigError, ProviderError, TrainingFailed
-from utils.schema import AgentOutput, AgentType, TechnicalOutput
+from utils.schema import TechnicalOutput
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -78,23 +78,6 @@ def technical(rng: random.Random, **changes: Any) -> TechnicalOutput:
     return TechnicalOutput(**{**fields, **changes})
 
 
-class Rules:
-    """Stands for the rules policy: gives out prepared facts."""
-
-    agent_type: AgentType = "technical"
-    name = "rules"
-
-    def __init__(self, outputs: Sequence[AgentOutput]) -> None:
-        self.outputs = outputs
-
-    def decide_many(self, requests: Sequence[PolicyRequest]) -> list[AgentOutput]:
-        return [self.outputs[cast(int, request)] for request in requests]
-
-
-def requests(*numbers: int) -> list[PolicyRequest]:
-    return [cast(PolicyRequest, number) for number in numbers]
-
-
 @dataclass(frozen=True)
 class Bench:
     folder: Path
@@ -133,11 +116,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     for number in range(60):
         state = technical_state_text(technical(rng))
         side = "buy" if float(state_values(state)["rsi"]) >= 50 else "sell"
-        answer = encode_decision(side, 0.8, cited_evidence(state))
-        messages = [*prompt_messages(state), {"role": "assistant", "content": answer}]
+        answer = encode_decision(side, 0.8, cited_evidence("technical", state))
+        messages = [*prompt_messages("technical", state), {"role": "assistant", "content": answer}]
         rows.append({"messages": messages, "metadata": {"trajectory_id": f"t{number}"}})
     questions = [
-        {"key": f"h{number}", "messages": prompt_messages(technical_state_text(technical(rng)))} for number in range(12)
+        {"key": f"h{number}", "messages": prompt_messages("technical", technical_state_text(technical(rng)))}
+        for number in range(12)
     ]
     dataset, holdout = folder / "train.jsonl", folder / "holdout.jsonl"
     dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -221,48 +205,24 @@ def _is_child_of_this_process(entry: Path, argument: str) -> bool:
         return False
 
 
-def test_the_policy_answers_in_batch_with_the_rules_facts_and_the_models_opinion(
-    trained: tuple[SFTResult, list[dict[str, Any]]],
+def test_a_served_adapter_answers_as_it_did_when_it_was_examined(
+    bench: Bench, trained: tuple[SFTResult, list[dict[str, Any]]]
 ) -> None:
     result, _ = trained
-    rng = random.Random(3)
-    facts: list[AgentOutput] = [technical(rng) for _ in range(9)]
-    silent = technical(rng, abstained=True, abstain_reason="fewer than 50 bars", indicators={}, current_price=None)
-    policy = LocalModelPolicy(
-        "technical", "technical@1", result.base_dir, result.adapter_dir, result.adapter_sha256, Rules([*facts, silent])
-    )
+    asked = [json.loads(line)["messages"] for line in bench.holdout.read_text().splitlines()]
+    assert result.predictions is not None
+    examined = [json.loads(line)["text"] for line in result.predictions.read_text().splitlines()]
+    server = LocalInferenceServer(LocalModel(result.base_dir, "cpu"))
     try:
-        decided = policy.decide_many(requests(*range(10)))
-        singly = [policy.decide_many(requests(number))[0] for number in range(10)]
+        source = server.open("technical@1", Adapter(result.adapter_dir, result.adapter_sha256))
+        questions = [Question(tuple(messages), decision_schema("technical")) for messages in asked]
+        assert source.answer(questions) == examined
+        base = server.open("base")
+        assert base.answer(questions) != examined
     finally:
-        policy.close()
-    assert decided == singly
-    assert all(output.policy == "local:technical@1" for output in decided)
-    assert decided[9] == silent.model_copy(update={"policy": "local:technical@1"})
-    opinions = [cast(TechnicalOutput, output) for output in decided[:9] if not output.abstained]
-    assert len(opinions) >= 7
-    assert len({output.recommendation for output in opinions}) > 1
-    for before, output in zip(facts, decided[:9], strict=True):
-        assert cast(TechnicalOutput, output).indicators == cast(TechnicalOutput, before).indicators
-        assert TechnicalOutput.model_validate(output.model_dump()) == output
-    for output in opinions:
-        assert output.signal == output.recommendation.removeprefix("strong_")
-        assert output.recommendation.replace("_", " ") in output.reasoning
-    with pytest.raises(ProviderError, match="closed"):
-        policy.decide_many(requests(0))
-
-
-def test_an_answer_that_is_no_decision_is_an_abstention_with_its_reason(
-    trained: tuple[SFTResult, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result, _ = trained
-    rules = Rules([technical(random.Random(1), recommendation="buy", signal="buy")])
-    policy = LocalModelPolicy("technical", "v", result.base_dir, result.adapter_dir, result.adapter_sha256, rules)
-    monkeypatch.setattr(DecisionGenerator, "generate", lambda self, texts: ["I would buy." for _ in texts])
-    (output,) = policy.decide_many(requests(0))
-    assert output.abstained
-    assert (output.recommendation, output.confidence, cast(TechnicalOutput, output).signal) == ("hold", 0.0, "hold")
-    assert output.abstain_reason == "the local model's answer is not a valid decision"
+        server.close()
+    assert all(parse_decision(text) is not None for text in examined)
+    assert len(set(examined)) > 1
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "config", "unsealed", "other"])
@@ -285,15 +245,23 @@ def test_an_adapter_that_is_not_the_recorded_one_is_refused(
     harm[damage]()
     if damage == "other":
         expected = "0" * 64
-    with pytest.raises(ProviderError, match="is not loaded"):
-        LocalModelPolicy("technical", "v", result.base_dir, folder, expected, Rules([]))
+    server = LocalInferenceServer(LocalModel(result.base_dir, "cpu"))
+    try:
+        with pytest.raises(ProviderError, match="technical@1"):
+            server.open("technical@1", Adapter(folder, expected))
+    finally:
+        server.close()
 
 
 def test_an_adapter_is_not_put_on_another_base(trained: tuple[SFTResult, list[dict[str, Any]]], tmp_path: Path) -> None:
     result, _ = trained
     other = build_base_model(tmp_path, MICRO)
-    with pytest.raises(ProviderError, match="not the base model"):
-        LocalModelPolicy("technical", "v", other, result.adapter_dir, result.adapter_sha256, Rules([]))
+    server = LocalInferenceServer(LocalModel(other, "cpu"))
+    try:
+        with pytest.raises(ProviderError, match="base model"):
+            server.open("technical@1", Adapter(result.adapter_dir, result.adapter_sha256))
+    finally:
+        server.close()
 
 
 def test_a_recipe_builds_once_and_a_corrupt_cache_is_rebuilt_to_the_same_bytes(
@@ -321,27 +289,12 @@ def test_a_build_that_is_interrupted_leaves_nothing_that_could_be_taken_for_a_mo
     assert not list(tmp_path.glob("tiny-*"))
 
 
-def test_a_users_folder_is_taken_as_it_is_and_needs_weights_and_a_chat_template(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(build_base_model(tmp_path, MICRO), mine)
-    folder, digest = resolve_base_model(str(mine), tmp_path)
-    assert (folder, len(digest)) == (mine, 64)
-    (mine / "chat_template.jinja").unlink()
-    with pytest.raises(TrainingFailed, match="no chat template"):
-        resolve_base_model(str(mine), tmp_path)
-    (mine / "model.safetensors").unlink()
-    with pytest.raises(TrainingFailed, match=r"no .*weights"):
-        resolve_base_model(str(mine), tmp_path)
-    with pytest.raises(TrainingFailed, match="neither builtin:tiny nor a folder"):
-        resolve_base_model("Qwen/Qwen3-0.6B", tmp_path)
-
-
 def test_an_example_that_would_be_cut_ends_the_run_by_name(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(build_base_model(tmp_path, MICRO))
-    short = [*prompt_messages("rsi:60"), {"role": "assistant", "content": "{}"}]
-    long = [*prompt_messages("rsi:60 " * 40), {"role": "assistant", "content": "{}"}]
+    short = [*prompt_messages("technical", "rsi:60"), {"role": "assistant", "content": "{}"}]
+    long = [*prompt_messages("technical", "rsi:60 " * 40), {"role": "assistant", "content": "{}"}]
     examples = [{"messages": short}, {"messages": long, "metadata": {"trajectory_id": "t7"}}]
     lengths = token_lengths(tokenizer, examples, 256)
     assert lengths[0] < lengths[1]
@@ -355,6 +308,8 @@ def test_hyper_parameters_come_from_the_profile_of_the_base_model_and_a_wrong_ke
     assert (tiny.learning_rate, tiny.max_length, tiny.use_cpu) == (2e-3, 256, True)
     assert (other.learning_rate, other.use_cpu, other.lora_r) == (2e-4, False, tiny.lora_r)
     path = tmp_path / "sft.yaml"
+    path.write_text("profiles: {org/name: {lora_r: 4}, org/name@v2: {lora_r: 2}}\n")
+    assert [load_hyper_parameters(f"org/name{at}", path).lora_r for at in ("", "@v1", "@v2")] == [4, 4, 2]
     path.write_text("defaults: {learning_rat: 1.0e-4}\n")
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         load_hyper_parameters("builtin:tiny", path)

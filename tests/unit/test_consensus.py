@@ -521,3 +521,42 @@ def test_a_score_lies_within_those_of_the_judges_and_pending_has_none(drawn: Any
         low, high = (min(given_scores), max(given_scores)) if enough else (0, 0)
         assert low <= (result.final_score or 0.0) <= high or not enough
         assert 0 <= result.confidence <= 1
+
+
+SCOPED = [{"id": "hosted", "model": "local", "agents": ["strategist", "news"]}, {"id": "local", "model": "local"}]
+
+
+def test_a_judge_with_agents_is_asked_about_theirs_alone_and_the_others_are_their_own_quorum(panels: Any) -> None:
+    hosted = FixedJudge("hosted", 80)
+    panel = panels(hosted, FixedJudge("local", 70), configs=SCOPED, quorum=2)
+    assert panel.judges_of("news") == ("hosted", "local")
+    assert panel.judges_of("technical") == ("local",)
+    both = panel.evaluate("news", news_output(), "news")
+    alone = panel.evaluate("technical", technical_output(), "technical")
+    assert {grade.judge_id for grade in both.individual_scores} == {"hosted", "local"}
+    assert (alone.status, alone.final_score, alone.excluded, alone.agreement_level) == ("ok", 70, (), None)
+    assert len(hosted.requests) == 1
+
+
+def test_without_the_judge_that_was_to_grade_alone_nothing_is_graded(panels: Any) -> None:
+    away = FixedJudge("local", fault="overload: not today")
+    panel = panels(FixedJudge("hosted", 80), away, configs=SCOPED, quorum=2)
+    assert panel.evaluate("technical", technical_output(), "technical").status == "pending"
+
+
+def test_an_opinion_without_a_judge_is_refused_before_anybody_is_asked(panels: Any) -> None:
+    hosted = FixedJudge("hosted", 80)
+    panel = panels(hosted, configs=SCOPED[:1])
+    items = [
+        EvaluationItem("news", news_output(), "news_rubric"),
+        EvaluationItem("technical", technical_output(), "technical_rubric"),
+    ]
+    with pytest.raises(JudgeError, match=r"unassigned: .*technical"):
+        panel.evaluate_many(items)
+    assert hosted.requests == []
+
+
+@pytest.mark.parametrize("agents", [["strategy"], [], "news", ["validator"]])
+def test_a_judge_grades_agents_that_there_are_rubrics_for(panels: Any, agents: Any) -> None:
+    with pytest.raises(ConfigError, match=r"judges\.hosted\.agents"):
+        panels(configs=[{"id": "hosted", "model": "local", "agents": agents}])

@@ -22,7 +22,7 @@ QUESTION: dict[str, Any] = {
     "change",
     [
         {"name": "v:n"}, {"messages": [ChatMessage("system", "q")]}, {"messages": [ChatMessage("user", "q ")]},
-        {"schema": {"a": 2}}, {"temperature": 0.0}, {"max_output_tokens": 65},
+        {"schema": {"a": 2}}, {"temperature": 0.0}, {"max_output_tokens": 65}, {"seed": 0}, {"seed": 1},
     ],
 )  # fmt: skip
 def test_a_question_that_differs_in_anything_is_another(change: dict[str, Any]) -> None:

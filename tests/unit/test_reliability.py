@@ -105,6 +105,17 @@ def test_the_window_forgets_what_is_older_than_its_length() -> None:
     assert last == alone
 
 
+def test_items_that_one_judge_was_to_grade_alone_push_no_comparable_ones_out() -> None:
+    rng = np.random.default_rng(4)
+    window = ReliabilityWindow(["a", "b"])
+    for value in rng.uniform(0, 100, WINDOW):
+        known = window.add({"a": value, "b": 0.5 * value + 10})
+    for value in rng.uniform(0, 100, 2 * WINDOW):
+        alone = window.add({"a": value}, comparable=False)
+    assert (alone.alpha, alone.effective_votes) == (known.alpha, 1.0)
+    assert known.alpha is not None
+
+
 def test_a_window_that_several_threads_fill_loses_nothing() -> None:
     window = ReliabilityWindow(["a", "b"])
     rng = np.random.default_rng(2)

@@ -70,6 +70,7 @@ def test_the_documented_limits_and_costs() -> None:
     assert (execution.participation, execution.initial_cash) == (0.025, 100_000)
     assert execution.one_way_cost == pytest.approx(8e-4)
     assert (config.judge.deadline_s, config.judge.quorum, config.judge.weight) == (20, 2, 0.2)
+    assert config.judge.hosted_agents == ("strategist",)
     assert (config.decision.cadence, config.decision.horizon, config.decision.horizon_sessions) == (
         "daily_close",
         "5d",
@@ -254,6 +255,21 @@ def test_a_horizon_in_minutes_cannot_be_settled_by_daily_bars() -> None:
         _ = config.decision.horizon_sessions
 
 
+def test_a_run_that_began_before_hosted_agents_could_be_named_is_the_same_run() -> None:
+    assert "hosted_agents" not in OrchestratorConfig().identity()["judge"]
+    named = [
+        OrchestratorConfig(judge={"hosted_agents": names}).identity()
+        for names in (["news", "strategist"], ["strategist", "news"])
+    ]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("names", [[], ["validator"], ["news", "news"], ["analyst"]])
+def test_hosted_judges_grade_known_agents_and_at_least_one(names) -> None:
+    with pytest.raises(ConfigError, match=r"judge\.hosted_agents"):
+        OrchestratorConfig(judge={"hosted_agents": names})
+
+
 def test_hashing_in_batches_of_any_size_is_the_same_run_and_an_encoder_in_other_batches_is_not() -> None:
     assert OrchestratorConfig(embeddings={"batch": 7}).identity() == OrchestratorConfig().identity()
     encoded = [OrchestratorConfig(embeddings={"model": "minilm", "batch": batch}).identity() for batch in (7, 8)]
@@ -307,6 +323,7 @@ def test_places_ports_and_secrets_do_not_make_another_run() -> None:
         {"agents": "rules"},
         {"agent_settings": {"news": {"enabled": False}}},
         {"judge": {"weight": 0.3}},
+        {"judge": {"hosted_agents": ["strategist", "news"]}},
         {"enable_learning_loop": False},
         {"sft_min_trajectories": 5},
         {"embeddings": {"model": "minilm"}},

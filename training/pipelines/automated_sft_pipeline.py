@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.policies.state_text import example_messages, prompt_messages
+from agents.policies.local.decisions import example_messages, prompt_messages, stored_state
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.findings import Finding
@@ -166,9 +166,10 @@ class AutomatedSFTPipeline:
         dataset = self._dataset(split.train_end, market_regime)
         steps.append("dataset")
         folder = self.config.data_dir / "training" / str(identity)
-        holdout = self._library.get_matured_trajectories(
+        held_out = self._library.get_matured_trajectories(
             self.config.agent_type, as_of=at, decided_from=split.holdout_start
         )
+        holdout = [row for row in held_out if stored_state(row.agent_inputs) is not None]
         job = self._write_job(identity, dataset, holdout, folder)
         trigger = {
             "new_successes": ready.new_successes,
@@ -221,6 +222,7 @@ class AutomatedSFTPipeline:
             trigger_count=self.config.min_new_trajectories,
             render=example_messages,
             acceptable=_acceptable,
+            readable=lambda row: stored_state(row.agent_inputs) is not None,
         )
         selection = synthesis.select(self.config.agent_type, market_regime, as_of=train_end)
         if not selection.chosen:
@@ -231,18 +233,20 @@ class AutomatedSFTPipeline:
     def _write_job(
         self, identity: uuid.UUID, dataset: SavedDataset, rows: Sequence[Trajectory], folder: Path
     ) -> SFTJob:
+        agent_type = self.config.agent_type
         folder.mkdir(parents=True, exist_ok=True)
         holdout = folder / "holdout.jsonl"
         lines = (
-            json.dumps({"key": row.trajectory_id, "messages": prompt_messages(gate_evidence.state_text_of(row))}) + "\n"
+            json.dumps({"key": row.trajectory_id, "messages": prompt_messages(agent_type, state)}) + "\n"
             for row in rows
+            if (state := stored_state(row.agent_inputs)) is not None
         )
         holdout.write_text("".join(lines), encoding="utf-8")
-        champion = self._registry.champion(self.config.agent_type)
+        champion = self._registry.champion(agent_type)
         job = SFTJob(
             job_id=str(identity),
             champion_adapter=champion.path if champion else None,
-            agent_type="technical",
+            agent_type=agent_type,
             base_model=self.config.base_model,
             cache_dir=self.config.cache_dir.resolve(),
             dataset=dataset.path.resolve(),
@@ -327,7 +331,7 @@ class AutomatedSFTPipeline:
 
 def _calls(holdout: Sequence[Trajectory], predictions: Path | None) -> dict[str, Call]:
     """Return the opinions that a file of answers to the held-out states holds."""
-    texts = {row.trajectory_id: gate_evidence.state_text_of(row) for row in holdout}
+    texts = {row.trajectory_id: stored_state(row.agent_inputs) or "" for row in holdout}
     lines = predictions.read_text(encoding="utf-8").splitlines() if predictions is not None else []
     answers = map(json.loads, lines)
     return {a["key"]: gate_evidence.read_call(texts[a["key"]], a["text"]) for a in answers}

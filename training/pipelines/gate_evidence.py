@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agents.policies.state_text import is_grounded, parse_decision, technical_state_text
+from agents.policies.local.decisions import is_grounded, parse_decision
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.gate import GateEvidence, PairedDecision
 from judge.reward_calculator import RewardCalculator, TradingOutcome
@@ -39,11 +39,6 @@ def read_call(state_text: str, answer: str) -> Call:
 def stored_call(row: Trajectory) -> Call:
     """Return the opinion that was served at the time."""
     return Call(row.recommendation or "hold", row.confidence)
-
-
-def state_text_of(row: Trajectory) -> str:
-    """Return the state that a stored trajectory was decided on, as a model reads it."""
-    return technical_state_text(row.market_state)
 
 
 def pair(

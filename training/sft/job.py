@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agents.policies.state_text import prompt_hash
-from training.small_base_model import BUILTIN_TINY, Recipe
+from agents.policies.local.decisions import prompt_hash
+from training.small_base_model import Recipe
 from utils.errors import ConfigError, nearest
 from utils.hashing import content_hash, file_sha256
+from utils.settings import BUILTIN_TINY
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "config" / "training" / "sft_config.yaml"
 
@@ -63,7 +64,7 @@ class SFTJob(_Frozen):
     """
 
     job_id: str = Field(min_length=1)
-    agent_type: Literal["technical"] = "technical"
+    agent_type: Literal["technical", "news", "fundamental", "strategist"] = "technical"
     base_model: str = BUILTIN_TINY
     cache_dir: Path
     dataset: Path
@@ -82,7 +83,7 @@ class SFTJob(_Frozen):
                 file_sha256(self.dataset),
                 self.seed,
                 self.hyper_parameters.model_dump(mode="json"),
-                prompt_hash(),
+                prompt_hash(self.agent_type),
             ]
         )
 
@@ -108,7 +109,7 @@ class SFTResult(_Frozen):
 
 
 def load_hyper_parameters(base_model: str, path: Path = DEFAULT_CONFIG) -> SFTHyperParameters:
-    """Read the hyper-parameters for a base model.
+    """Read the hyper-parameters for a base model; a profile without a revision holds for all of them.
 
     Raises
     ------
@@ -121,7 +122,9 @@ def load_hyper_parameters(base_model: str, path: Path = DEFAULT_CONFIG) -> SFTHy
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content.keys() <= {"defaults", "profiles"}:
         raise ConfigError(f"{path} must hold the sections defaults and profiles, and nothing else")
-    merged = {**(content.get("defaults") or {}), **((content.get("profiles") or {}).get(base_model) or {})}
+    profiles = content.get("profiles") or {}
+    profile = profiles.get(base_model) or profiles.get(base_model.partition("@")[0])
+    merged = {**(content.get("defaults") or {}), **(profile or {})}
     try:
         return SFTHyperParameters.model_validate(merged)
     except ValidationError as error:

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
-from agents.policies.decision_generator import DecisionGenerator
-from agents.policies.state_text import prompt_hash
+from agents.policies.local.adapters import read_adapter
+from agents.policies.local.decisions import decision_schema, prompt_hash, stated_experiences
+from agents.policies.local.decoding import generate
+from agents.policies.local.engine import Adapter, Question
+from agents.policies.local.model import LocalModel
+from training.base_models import resolve_base_model
 from training.launcher import die_with_parent
 from training.sft.job import SFTHyperParameters, SFTJob, SFTResult
-from training.small_base_model import Recipe, resolve_base_model
 from utils.artifacts import ArtifactCorrupt, publish, seal, verify, write_atomically
 from utils.errors import ProviderError, TrainingFailed
 from utils.hashing import canonical_json
@@ -40,6 +43,10 @@ STOPPED = 143
 
 LOSS_WINDOW = 10
 """Steps over which the final loss is averaged: the loss of one batch says little."""
+
+
+LEAST_EXPERIENCED = 0.1
+"""Share of the examples that must show past experiences for the adapter to be shown them when it serves."""
 
 
 class StopRequested(Exception):
@@ -87,7 +94,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
     base_dir, base_sha256 = resolve_base_model(
         job.base_model,
         job.cache_dir,
-        job.base_recipe or Recipe(),
+        job.base_recipe,
         lambda step, steps, loss: session.progress("pretrain", step, steps, loss),
     )
     session.check()
@@ -110,7 +117,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
         predictions = job.output_dir / "predictions.jsonl"
         _examine(job, session, base_dir, adapter_dir, questions, predictions)
     champion_predictions = None
-    if questions and job.champion_adapter is not None:
+    if questions and job.champion_adapter is not None and _lies_on(job.champion_adapter, base_sha256):
         champion_predictions = job.output_dir / "champion_predictions.jsonl"
         _examine(job, session, base_dir, job.champion_adapter, questions, champion_predictions)
     result = SFTResult(
@@ -120,7 +127,7 @@ def run(job: SFTJob, session: Session) -> SFTResult | None:
         base_sha256=base_sha256,
         adapter_dir=adapter_dir,
         adapter_sha256=sealed.digest,
-        prompt_sha256=prompt_hash(),
+        prompt_sha256=prompt_hash(job.agent_type),
         predictions=predictions,
         champion_predictions=champion_predictions,
         metrics={**metrics, "total_wall_s": time.monotonic() - session.started},
@@ -201,7 +208,13 @@ def _train(
     if not metrics["final_loss"] < float("inf"):
         raise TrainingFailed(f"training diverged: the loss ended at {metrics['final_loss']}")
     if trainer.is_world_process_zero():
-        meta = {"identity": identity, "base_sha256": base_sha256, "metrics": metrics}
+        meta = {
+            "identity": identity,
+            "base_sha256": base_sha256,
+            "metrics": metrics,
+            "agent_type": job.agent_type,
+            "reads_experiences": stated_experiences(example["messages"] for example in examples) >= LEAST_EXPERIENCED,
+        }
         _save_adapter(job, trainer.model, base_dir, meta)
     trainer.accelerator.wait_for_everyone()
     del trainer, model
@@ -306,6 +319,14 @@ def _save_adapter(job: SFTJob, model: Any, base_dir: Path, meta: dict[str, Any])
     publish(aside, job.output_dir / "adapter")
 
 
+def _lies_on(champion_adapter: Path, base_sha256: str) -> bool:
+    """Return whether the champion can be examined: one of another base model cannot, and what it decided stands for it."""
+    same = bool(verify(champion_adapter).meta.get("base_sha256") == base_sha256)
+    if not same:
+        logger.warning("the champion in %s is not examined: it belongs to another base model", champion_adapter)
+    return same
+
+
 def _examine(
     job: SFTJob,
     session: Session,
@@ -314,17 +335,26 @@ def _examine(
     questions: list[dict[str, Any]],
     predictions: Path,
 ) -> None:
-    """Let the trained model answer every held-out state, greedily, with the code that would serve it."""
-    generator = DecisionGenerator(base_dir, adapter_dir, "cpu" if job.hyper_parameters.use_cpu else "auto")
+    """Let the trained model answer every held-out state, greedily, with the code that would serve it.
+
+    Where there is no answer, one that does not end in time say, the text is empty, which is no decision.
+    """
+    schema = decision_schema(job.agent_type)
+    model = LocalModel(base_dir, "cpu" if job.hyper_parameters.use_cpu else "auto")
     try:
-        answers = generator.answer(
-            [question["messages"] for question in questions],
+        version, shelf = adapter_dir.name, model.adapters
+        adapter = Adapter(adapter_dir, verify(adapter_dir).digest)
+        shelf.add(version, read_adapter(adapter, model.base_sha256, shelf.device, shelf.dtype, version))
+        answers = generate(
+            model,
+            [Question(tuple(question["messages"]), schema) for question in questions],
+            [version] * len(questions),
             on_batch=lambda done, total: session.progress("evaluate", done, total),
         )
     finally:
-        generator.close()
+        model.close()
     lines = (
-        canonical_json({"key": question["key"], "text": answer})
+        canonical_json({"key": question["key"], "text": answer if isinstance(answer, str) else ""})
         for question, answer in zip(questions, answers, strict=True)
     )
     write_atomically(predictions, "".join(f"{line}\n" for line in lines))
@@ -364,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StopRequested:
         logger.info("stopped on request")
         return STOPPED
-    except (TrainingFailed, ProviderError) as error:
+    except (TrainingFailed, ProviderError, ArtifactCorrupt) as error:
         logger.error("%s", error)
         return 1
     return 0

@@ -81,8 +81,9 @@ class Adapter(Protocol):
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
-        """Ask once. Raises `VendorError`; an answer that is cut off, refused or empty is one."""
+        """Ask once; temperature and seed are wishes. Raises `VendorError`; an answer cut off, refused or empty is one."""
         ...
 
     async def probe(self) -> None:

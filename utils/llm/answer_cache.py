@@ -45,6 +45,7 @@ class AnswerCache:
         schema: Mapping[str, Any],
         temperature: float | None,
         max_output_tokens: int,
+        seed: int | None = None,
     ) -> str:
         """Return the SHA-256 of a question and whom it goes to.
 
@@ -54,7 +55,8 @@ class AnswerCache:
             If something in it has no JSON form.
         """
         turns = [[message.role, message.content] for message in messages]
-        return content_hash([name, turns, dict(schema), temperature, max_output_tokens])
+        question = [name, turns, dict(schema), temperature, max_output_tokens]
+        return content_hash(question if seed is None else [*question, seed])
 
     async def answer(self, key: str, ask: Callable[[], Awaitable[ChatAnswer]]) -> ChatAnswer:
         """Return what is kept, wait for a call that asks the same, or ask and keep the answer.

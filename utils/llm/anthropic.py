@@ -56,6 +56,7 @@ class AnthropicAdapter:
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
         """Ask once; see `Adapter`."""
         request: dict[str, Any] = {

@@ -71,6 +71,7 @@ class ChatModel(Protocol):
         *,
         deadline_s: float = 20.0,
         temperature: float | None = None,
+        seed: int | None = None,
         account: str = "",
     ) -> Future[ChatAnswer]:
         """Ask for an object of the JSON schema and return at once.
@@ -84,6 +85,8 @@ class ChatModel(Protocol):
             Wall seconds until the future holds an answer or a `ProviderError`, retries included.
         temperature : float, optional
             A wish; vendors that take none are not sent it.
+        seed : int, optional
+            Of the draw, 0 to 2^63 - 1; a wish as well.
         account : str
             What the call is made for, a decision's identity: its tokens and USD are capped together.
         """
@@ -96,6 +99,7 @@ class ChatModel(Protocol):
         *,
         deadline_s: float = 20.0,
         temperature: float | None = None,
+        seed: int | None = None,
         account: str = "",
     ) -> ChatAnswer:
         """Do as `submit` does, and wait for the answer."""

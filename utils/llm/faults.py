@@ -115,7 +115,8 @@ def _status_fault(endpoint: Endpoint, status: int, error: Exception) -> VendorEr
     if status in (401, 403) or "API_KEY_INVALID" in said:
         return VendorError(f"{where}, key refused; correct {key} and start again", kind="auth")
     if status == 404:
-        text = f"{where}, no such model or address ({quote}); change llm.{endpoint.provider} or the base URL"
+        setting = f"llm.{endpoint.provider}" if endpoint.provider in KEY_VARIABLES else "the model's name"
+        text = f"{where}, no such model or address ({quote}); change {setting} or the base URL"
         return VendorError(text, kind="request", unknown_model=True)
     if status == 429:
         text = f"{where}, too many requests ({quote}); lower llm.concurrency or raise the vendor's limit"

@@ -64,6 +64,7 @@ class GeminiAdapter:
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
         """Ask once; see `Adapter`."""
         types = self._types
@@ -71,6 +72,7 @@ class GeminiAdapter:
             system_instruction=system_text(messages) or None,
             max_output_tokens=max_output_tokens,
             temperature=temperature,
+            seed=None if seed is None else seed % 2**31,  # the API takes 31 bits
             response_mime_type="application/json",
             response_json_schema=dict(schema),
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),

@@ -60,6 +60,7 @@ class LegacyGeminiAdapter:
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
         """Ask once, the schema in the prompt because the SDK knows only part of JSON schema; see `Adapter`."""
         said = with_schema(messages, schema)

@@ -73,6 +73,7 @@ class _Call:
     messages: tuple[ChatMessage, ...]
     schema: Mapping[str, Any]
     temperature: float | None
+    seed: int | None
     account: str
     key: str
     prompt_tokens: int
@@ -145,14 +146,15 @@ class HostedChatModel:
         *,
         deadline_s: float = 20.0,
         temperature: float | None = None,
+        seed: int | None = None,
         account: str = "",
     ) -> Future[ChatAnswer]:
         """Ask, and return at once; cancelling the future ends the call and its connection."""
         asked_at = self._monotonic()
         turns = tuple(messages)
         try:
-            key, prompt_tokens = self._identified(turns, schema, temperature)
-            call = _Call(turns, schema, temperature, account, key, prompt_tokens, asked_at, asked_at + deadline_s)
+            key, prompt_tokens = self._identified(turns, schema, temperature, seed)
+            call = _Call(turns, schema, temperature, seed, account, key, prompt_tokens, asked_at, asked_at + deadline_s)
             return self._loop.submit(lambda: self._answered(call))
         except ProviderError as error:
             self._record(error.kind)
@@ -167,10 +169,13 @@ class HostedChatModel:
         *,
         deadline_s: float = 20.0,
         temperature: float | None = None,
+        seed: int | None = None,
         account: str = "",
     ) -> ChatAnswer:
         """Ask, and wait for the answer; never call it from the loop thread."""
-        future = self.submit(messages, schema, deadline_s=deadline_s, temperature=temperature, account=account)
+        future = self.submit(
+            messages, schema, deadline_s=deadline_s, temperature=temperature, seed=seed, account=account
+        )
         try:
             return future.result(timeout=max(0.0, deadline_s) + _COMPLETE_GRACE_S)
         except CancelledError:
@@ -215,7 +220,11 @@ class HostedChatModel:
         await self._adapter.aclose()
 
     def _identified(
-        self, messages: tuple[ChatMessage, ...], schema: Mapping[str, Any], temperature: float | None
+        self,
+        messages: tuple[ChatMessage, ...],
+        schema: Mapping[str, Any],
+        temperature: float | None,
+        seed: int | None,
     ) -> tuple[str, int]:
         """Return the cache key (empty without a cache) and the tokens that the question takes at most."""
         if self._closed:
@@ -224,9 +233,11 @@ class HostedChatModel:
             raise ProviderError(f"{self.name}: there is no message of the user to answer", kind="request")
         if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
             raise ProviderError(f"{self.name}: temperature {temperature} is not a number from 0 on", kind="request")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ProviderError(f"{self.name}: seed {seed} is not from 0 to 2^63 - 1", kind="request")
         try:
             key = (
-                AnswerCache.key(self.name, messages, schema, temperature, self._max_output_tokens)
+                AnswerCache.key(self.name, messages, schema, temperature, self._max_output_tokens, seed)
                 if self._cache
                 else ""
             )
@@ -327,6 +338,7 @@ class HostedChatModel:
                 call.schema,
                 max_output_tokens=self._max_output_tokens,
                 temperature=call.temperature,
+                seed=call.seed,
                 timeout_s=max(0.0, call.deadline - self._monotonic()) + _VENDOR_GRACE_S,
             )
             used = _tokens(raw, prompt_tokens)

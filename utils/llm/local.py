@@ -47,6 +47,7 @@ class LocalAdapter:
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
         """Ask once, the schema in the prompt; see `Adapter`."""
         stop = threading.Event()

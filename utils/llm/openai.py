@@ -48,6 +48,7 @@ class OpenAIAdapter:
         max_output_tokens: int,
         temperature: float | None,
         timeout_s: float,
+        seed: int | None = None,
     ) -> RawAnswer:
         """Ask once, or again without what the endpoint refuses to be told; see `Adapter`."""
         while True:
@@ -61,6 +62,8 @@ class OpenAIAdapter:
                 }
             if with_temperature:
                 request["temperature"] = temperature
+            if seed is not None:
+                request["seed"] = seed
             said = messages if with_format else with_schema(messages, schema)
             request["messages"] = [{"role": message.role, "content": message.content} for message in said]
             try:

@@ -151,9 +151,58 @@ class RulesStrategist:
             reason = "there is no price of the present session"
         if reason or snapshot.price is None:
             return abstain(self.agent_type, snapshot.symbol, snapshot.as_of, reason, self.name)
+        verdict = _verdict(votes, settings.lean, _conflict(analysts))
+        return self._carried_out(request, settings, analysts, votes, verdict)
+
+    def carry_out(
+        self, request: PolicyRequest, recommendation: str, confidence: float
+    ) -> tuple[StrategistOutput, str | None]:
+        """Return the decision that another mind's verdict becomes: size, stop and target as for the rules' own.
+
+        Parameters
+        ----------
+        request : PolicyRequest
+            One that the rules do not abstain from.
+        recommendation : str
+            One of the five. It becomes a hold where confidence, portfolio or levels allow no side.
+        confidence : float
+            0..1.
+
+        Returns
+        -------
+        StrategistOutput
+        str or None
+            Why a side became a hold, one of the key factors; None where the verdict stands.
+        """
+        analysts = _votes(request.agent_outputs, request.snapshot.inputs)
+        votes = _validated(analysts, request.agent_outputs.get("validator"))
+        vote = VOTES[recommendation]
+        side = (vote > 0) - (vote < 0)
+        factors = [*_factors(votes), *_resolved(_conflict(analysts), "the model", side)]
+        verdict = _Verdict(side, vote * confidence, confidence, tuple(factors))
+        if side and confidence < LEAST_CONFIDENCE:
+            verdict = _held(verdict, "confidence is too low for a side")
+        output = self._carried_out(
+            request, self.settings, analysts, votes, verdict, recommendation.startswith("strong")
+        )
+        if output.recommendation == recommendation:
+            return output, None
+        return output, output.key_factors[len(factors)]  # what came after the views is why
+
+    def _carried_out(
+        self,
+        request: PolicyRequest,
+        settings: StrategistSettings,
+        analysts: Sequence[_Vote],
+        votes: Sequence[_Vote],
+        verdict: _Verdict,
+        strong: bool | None = None,
+    ) -> StrategistOutput:
+        """Return a verdict as an output; without `strong` the signal decides whether a side is one."""
+        snapshot = request.snapshot
+        assert snapshot.price is not None
         price = price_figure(snapshot.price)
         atr = _atr(request.agent_outputs)
-        verdict = _verdict(votes, settings.lean, _conflict(analysts))
         spoken = [*analysts, *(vote for vote in votes if vote.name == "validator")]
         levels = None
         size = 0.0
@@ -164,8 +213,9 @@ class RulesStrategist:
         if not side:
             levels = None
         word = ("sell", "hold", "buy")[side + 1]
-        strong = side and abs(verdict.signal) >= STRONG_SIGNAL and verdict.confidence >= STRONG_CONFIDENCE
-        recommendation = f"strong_{word}" if strong else word
+        if strong is None:
+            strong = abs(verdict.signal) >= STRONG_SIGNAL and verdict.confidence >= STRONG_CONFIDENCE
+        recommendation = f"strong_{word}" if side and strong else word
         return StrategistOutput.model_validate(
             {
                 "symbol": snapshot.symbol,
@@ -224,7 +274,7 @@ def _verdict(votes: Sequence[_Vote], lean: float, conflict: str) -> _Verdict:
     total = sum(vote.weight for vote in votes)
     signal = clip(sum(vote.weight * vote.vote for vote in votes) / total + lean)
     side = (1 if signal > 0 else -1) if abs(signal) >= SIDE_SIGNAL else 0
-    factors = [f"{vote.name}: {vote.output.recommendation.replace('_', ' ')}" for vote in votes]
+    factors = _factors(votes)
     supporters = [vote for vote in votes if vote.vote * side > 0]
     if side and supporters:
         weight = sum(vote.weight for vote in supporters)
@@ -236,10 +286,18 @@ def _verdict(votes: Sequence[_Vote], lean: float, conflict: str) -> _Verdict:
     if side and confidence < LEAST_CONFIDENCE:
         factors.append("confidence is too low for a side")
         side = 0
-    if conflict:
-        how = "the validator" if votes[-1].name == "validator" else "confidence and expertise"
-        factors.append(f"conflict of {conflict} resolved by {how}: {('sell', 'hold', 'buy')[side + 1]}")
-    return _Verdict(side, signal, confidence, tuple(factors))
+    how = "the validator" if votes[-1].name == "validator" else "confidence and expertise"
+    return _Verdict(side, signal, confidence, (*factors, *_resolved(conflict, how, side)))
+
+
+def _factors(votes: Sequence[_Vote]) -> list[str]:
+    """Say who votes what."""
+    return [f"{vote.name}: {vote.output.recommendation.replace('_', ' ')}" for vote in votes]
+
+
+def _resolved(conflict: str, how: str, side: int) -> list[str]:
+    """Say how a conflict was resolved, nothing where there is none."""
+    return [f"conflict of {conflict} resolved by {how}: {('sell', 'hold', 'buy')[side + 1]}"] if conflict else []
 
 
 def _conflict(votes: Sequence[_Vote]) -> str:
