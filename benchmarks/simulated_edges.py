@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyRequest
+from agents.policies.local.states import state_values, technical_state_text
 from agents.policies.rules import RulesFundamental, RulesNews, RulesTechnical
-from agents.policies.state_text import state_values, technical_state_text
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.simulation.scenario import AGENTS, Scenario
