@@ -34,7 +34,7 @@ from monitoring.metrics_collector import MetricsCollector
 from monitoring.scope import refuse_what_is_not_there
 from monitoring.stage import Stage
 from monitoring.status import build_status
-from monitoring.summary import summarise
+from monitoring.summary import FORWARD, summarise
 from monitoring.supervision import SupervisedThread
 from monitoring.trade_metrics import TradeMetrics
 from orchestration.coordinator import Coordinator
@@ -265,7 +265,10 @@ class ProductionOrchestrator:
         base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
         identity = recovery.RunIdentity(base, feed.mode, settings, data)
         run = recovery.open_run(library, identity, fresh=self.config.fresh)
-        logger.info("run %s: %s, %s to %s, %d symbols", run.run_id[:12], feed.name, *data["period"], len(feed.symbols))
+        logger.info(
+            "run %s: %s, %s to %s, %d symbols (%s)",
+            run.run_id[:12], feed.name, *data["period"], len(feed.symbols), FORWARD[feed.mode],
+        )  # fmt: skip
         return run
 
     def _build_pipeline(
