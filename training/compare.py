@@ -1,7 +1,7 @@
 """``python -m training.compare``: the paired comparison of ways of thinking on one history.
 
-Every arm sees the same decisions: each symbol at each session of the period, on the same snapshot, with a portfolio that
-holds nothing but cash. Freezes its protocol before the first answer, writes a page and a JSON file, changes nothing else.
+Every arm sees the same decisions: each symbol at each session of the period, on the same snapshot. Freezes its protocol
+before the first answer, writes a page and a JSON file, changes nothing else.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _protocol(
         "horizon_sessions": config.decision.horizon_sessions,
         "fill": "next session's open to the close of the horizon, dividends included",
         "benchmark": "the equal-weight universe over the same sessions",
-        "portfolio": "cash alone at every decision, so that no decision depends on an earlier one",
+        "portfolio": "Unknown to the strategist: a sale is a view on the share, and no decision depends on an earlier one",
         "costs": {
             "round_trip": 2 * config.execution.one_way_cost,
             "commission_bps": config.execution.commission_bps,

@@ -21,7 +21,7 @@ from evaluation.ground_truth import GroundTruth
 from orchestration.history_walk import walk
 from training.arms import SEATS, Arm, ArmPlan, open_local_models, open_planned
 from utils.market_regime_detector import MarketRegimeDetector
-from utils.schema import JUNIOR_AGENTS, AgentOutput, AgentType, PortfolioState
+from utils.schema import JUNIOR_AGENTS, AgentOutput, AgentType
 from utils.settings import OrchestratorConfig
 
 BATCH_SESSIONS = 64
@@ -148,8 +148,6 @@ class Thinker:
             arm.name: {name: [] for name in self._job.agents if name in self._rules} for arm, _ in self._arms
         }
         closes = walk(feed)
-        cash = self._job.config.execution.initial_cash
-        flat = PortfolioState(cash, cash, {})
         while True:
             # a view does not change while the store grows, so that a batch may be gathered ahead
             batch = list(islice(closes, self._batch))
@@ -163,7 +161,7 @@ class Thinker:
             instants += [close.at for close in batch]
             volatility += [snapshot.inputs.daily_volatility for snapshot in snapshots]
             for arm, agents in self._arms:
-                for name, records in self._answers(agents, requests, flat).items():
+                for name, records in self._answers(agents, requests).items():
                     if name in calls[arm.name]:
                         calls[arm.name][name] += records
         return Thought(
@@ -178,10 +176,8 @@ class Thinker:
         if self._local is not None:
             self._local.close()
 
-    def _answers(
-        self, agents: Mapping[str, Agent], requests: Sequence[PolicyRequest], flat: PortfolioState
-    ) -> dict[str, list[CallRecord]]:
-        """Ask the analysts, then the strategist on what they said."""
+    def _answers(self, agents: Mapping[str, Agent], requests: Sequence[PolicyRequest]) -> dict[str, list[CallRecord]]:
+        """Ask the analysts, then the strategist on what they said; it knows of no portfolio, so that a sale is a view."""
         answered: dict[str, list[AgentOutput]] = {}
         records: dict[str, list[CallRecord]] = {}
         for name in self._asked:
@@ -192,7 +188,6 @@ class Thinker:
                         request.snapshot,
                         request.regime,
                         {junior: outputs[place] for junior, outputs in answered.items()},
-                        flat,
                     )
                     for place, request in enumerate(requests)
                 ]

@@ -235,7 +235,9 @@ def _tokenizer(base_dir: Path) -> Any:
 def _weights(base_dir: Path, device: str, dtype: Precision, quantization: Quantization) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # it would write over the daemon's own
     config = AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
     if dtype != "auto":
         precision = getattr(torch, dtype)
