@@ -185,7 +185,9 @@ def direction_figures(calls: Calls, outcomes: Outcomes, moves: Floats, how: Resa
     cells = _confusion(calls, moves)
     table = _by_session(cells.astype(float), outcomes)
     return DirectionFigures(
-        int(cells.sum()), _figure(table, _accuracy_of_means, how), _figure(table, _mcc_of_means, how)
+        int(cells.sum()),
+        _within(_figure(table, _accuracy_of_means, how), 0.0, 1.0),
+        _within(_figure(table, _mcc_of_means, how), -1.0, 1.0),
     )
 
 
@@ -195,7 +197,8 @@ def calibration_figures(
     """Return Brier score, expected calibration error and reliability curve over ten equal bins of the stated value."""
     squared = np.where(used, (np.nan_to_num(stated) - success) ** 2, 0.0)
     bins, error = reliability(stated[used], success[used])
-    return CalibrationFigures(int(used.sum()), _mean(squared, used, outcomes, how), error, bins)
+    brier = _within(_mean(squared, used, outcomes, how), 0.0, 1.0)
+    return CalibrationFigures(int(used.sum()), brier, error, bins)
 
 
 def reliability(stated: Floats, success: Bools) -> tuple[tuple[ReliabilityBin, ...], float | None]:
@@ -367,6 +370,13 @@ def _figure(table: Floats, statistic: Callable[[Floats], Floats], how: Resamplin
     """Return a statistic of sums a session with its bounds, without them where the sessions are too few."""
     found = _interval(table, statistic, how)
     return Figure(_value(table, statistic)) if found is None else Figure(found.estimate, found.low, found.high)
+
+
+def _within(figure: Figure, least: float, most: float) -> Figure:
+    """Return a figure whose bounds end where its values do; the interval itself is centred on the estimate."""
+    if figure.low is None or figure.high is None:
+        return figure
+    return Figure(figure.value, max(least, figure.low), min(most, figure.high))
 
 
 def _difference(table: Floats, statistic: Callable[[Floats], Floats], how: Resampling) -> Difference:

@@ -192,7 +192,6 @@ class _Expected:
         self._benchmark = expectations.benchmark()
         self._horizon = horizon
         self.round_trip = round_trip
-        self.round_trip = round_trip
         self._calculator = RewardCalculator(1.0, 0.0, 0.0, 0.0, volatility_scaling=True)
 
     def reward(self, key: Key, recommendation: str, volatility: float) -> float:

@@ -53,7 +53,7 @@ def spread(
     Raises
     ------
     ConfigError
-        If Ray is not installed or its cluster does not answer.
+        If Ray is not installed, or its cluster does not answer, start or go on.
     """
     if ray_address is not None:
         results = _by_ray(job, chunks, workers, ray_address)
@@ -137,7 +137,11 @@ def _by_ray(job: Job, chunks: Sequence[Chunk], workers: int, address: str) -> Ge
     import ray
 
     options = {"num_cpus": workers, "include_dashboard": False} if address == RAY_LOCAL else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except Exception as error:  # where its parts do not come up in time Ray raises a bare Exception
+        ray.shutdown()
+        raise ConfigError(f"ray: no cluster could be had at {address!r}: {_last_line(error)}") from error
     try:
         task = ray.remote(think)
         shared = ray.put(job)
@@ -146,6 +150,11 @@ def _by_ray(job: Job, chunks: Sequence[Chunk], workers: int, address: str) -> Ge
     except ray.exceptions.RayError as error:
         if isinstance(error, SystemFault):  # raised by a task, and then it is of both types
             raise
-        raise ConfigError(f"ray: the cluster gave the work up: {str(error).strip().splitlines()[-1][:200]}") from error
+        raise ConfigError(f"ray: the cluster gave the work up: {_last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:200]

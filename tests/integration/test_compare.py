@@ -470,6 +470,17 @@ def test_without_ray_the_extra_is_named(folder: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
+def test_a_ray_cluster_that_cannot_be_started_is_an_error_that_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file where Ray wants a folder")
+    monkeypatch.setenv("RAY_TMPDIR", str(taken))
+    assert command.main(flags(folder, tmp_path, "--ray", "local")) == 2
+    assert "error: ray: no cluster could be had at 'local'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
 def test_a_ray_address_where_nothing_answers_is_refused_at_once(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

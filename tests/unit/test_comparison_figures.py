@@ -250,6 +250,21 @@ def test_what_is_too_good_is_called_suspicious_and_what_is_merely_good_is_not() 
         assert bool(accuracy_named) is suspected
 
 
+def test_no_bound_lies_where_the_figure_cannot() -> None:
+    wrong = {5, 11, 60}
+    moves = [-0.01 if number in wrong else 0.01 for number in range(120)]
+    side = [-1 if number in {11} else 1 for number in range(120)]
+    came_true = [float((move > 0) == (way > 0)) for move, way in zip(moves, side, strict=True)]
+    sessions = [number // 2 for number in range(120)]
+    calls = calls_of(side, conviction=[0.99] * 120, success=came_true)
+    figures = call_figures(calls, outcomes_of(moves, session=sessions), Resampling(15, draws=500))
+    assert figures.plain.accuracy.high == 1.0
+    assert figures.plain.mcc.high == 1.0
+    assert figures.conviction.brier.low == 0.0
+    assert figures.plain.accuracy.low is not None
+    assert 0.9 < figures.plain.accuracy.low < 0.99
+
+
 def test_a_chart_shows_every_known_line_and_escapes_names() -> None:
     lines = [
         IntervalLine("a<b>", Figure(0.1, -0.2, 0.4)), IntervalLine("unknown", Figure(None)), IntervalLine("short", Figure(0.2))
