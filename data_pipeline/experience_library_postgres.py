@@ -278,11 +278,16 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         with self.database.connection() as connection, connection.cursor() as cursor:
             return trajectories.select(cursor, where, parameters, 't.as_of, t.symbol COLLATE "C"')
 
-    def tally_by_session(self, agent_type: str, *, as_of: datetime) -> list[SessionTally]:
-        """Return an agent's calls that had matured before `as_of`, counted by decision time, oldest first."""
+    def tally_by_session(
+        self, agent_type: str, *, as_of: datetime, state_language: int | None = None
+    ) -> list[SessionTally]:
+        """Return an agent's calls that had matured before `as_of`, counted by decision time, oldest first.
+
+        With `state_language` only those count that were stored with a state of that language.
+        """
         visible = self._visible_runs
         with self.database.connection() as connection, connection.cursor() as cursor:
-            return outcomes.tallies(cursor, visible, agent_type, as_of)
+            return outcomes.tallies(cursor, visible, agent_type, as_of, state_language)
 
     def find_similar_trajectories(
         self,

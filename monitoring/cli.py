@@ -125,7 +125,7 @@ def _run(config: OrchestratorConfig) -> int:
     stop = threading.Event()
     received: list[int] = []
     _listen(stop, received)
-    orchestrator = ProductionOrchestrator(config)
+    orchestrator = ProductionOrchestrator(config, stop)
     progress = ProgressLine(orchestrator)
     try:
         _refuse_unwritable(config.summary_json)
@@ -138,6 +138,9 @@ def _run(config: OrchestratorConfig) -> int:
     except ConfigError as error:
         return complain(error, 2)
     except ComponentStartError as error:
+        if stop.is_set():
+            logger.info("stopped before everything had started: %s", error)
+            return 0
         return complain(error, 3)
     except SystemFault as error:
         return complain(error, 1)

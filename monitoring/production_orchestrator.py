@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from agents.factory import policy_kinds
 from data_pipeline.embedder_factory import build_embedder
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.feeds.base import MarketFeed
@@ -72,6 +73,8 @@ class ProductionOrchestrator:
     ----------
     config : OrchestratorConfig, optional
         From environment, ``config/system.yaml`` and defaults if not given.
+    stop : threading.Event, optional
+        Set by whoever wants a start that takes long to be given up; it then fails.
 
     Attributes
     ----------
@@ -81,8 +84,9 @@ class ProductionOrchestrator:
         The parts by name, see `get_component`.
     """
 
-    def __init__(self, config: OrchestratorConfig | None = None) -> None:
+    def __init__(self, config: OrchestratorConfig | None = None, stop: threading.Event | None = None) -> None:
         self.config = config or OrchestratorConfig()
+        self._stop_asked = stop or threading.Event()
         self.components: dict[str, Any] = {}
         self.status = "initialized"
         self.run: Run | None = None
@@ -203,14 +207,17 @@ class ProductionOrchestrator:
         library = self._open_library()
         self._register("experience_library", library)
         self.library_care = LibraryCare(library, self._on_library_change)
-        self.run = self._open_run(library, feed)
-        library.run_id = self.run.run_id if self.run else ADHOC_RUN
         replay = feed is not None and feed.mode != "live"
+        local_models = self.local_models = open_local_models(config, self._telemetry, self._stop_asked, replay=replay)
+        try:
+            self.run = self._open_run(library, local_models, feed)
+        except ProviderError as error:
+            raise ComponentStartError(f"agents: {error}") from error
+        library.run_id = self.run.run_id if self.run else ADHOC_RUN
         chat_models = self.chat_models = open_chat_models(config, replay=replay, telemetry=self._telemetry)
         consensus = build_panel(config, chat_models, replay_key(config.random_state) if replay else None)
         library.exact_search = replay  # an approximate index is built with randomness
         memory = ExperienceMemory(library, config.retrieval, waits=replay, telemetry=self._telemetry)
-        local_models = self.local_models = open_local_models(config, replay=replay, telemetry=self._telemetry)
         remote = chat_models is not None or config.local.server_url is not None
         try:
             coordinator = Coordinator(
@@ -255,7 +262,7 @@ class ProductionOrchestrator:
         )  # not before: what waits in it is for a database that is ours
         return library
 
-    def _open_run(self, library: ExperienceLibraryPostgres, feed: MarketFeed | None) -> Run | None:
+    def _open_run(self, library: ExperienceLibraryPostgres, models: LocalModels, feed: MarketFeed | None) -> Run | None:
         """Return the run that this start belongs to; without streaming there is none."""
         if feed is None:
             return None
@@ -263,6 +270,8 @@ class ProductionOrchestrator:
         settings = self.config.identity()
         if "embeddings" in settings:  # by what it holds, wherever the folder is
             settings["embeddings"] = {**settings["embeddings"], "model": library.embedder.model}
+        if "local" in policy_kinds(self.config).values():
+            settings["local"] = {**settings.get("local", {}), "base": models.base_version()}
         base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
         identity = recovery.RunIdentity(base, feed.mode, settings, data)
         run = recovery.open_run(library, identity, fresh=self.config.fresh)

@@ -30,8 +30,8 @@ class LocalModels:
     config : OrchestratorConfig
         Sections `local` and `learning.base_model`.
     live : bool
-        Whether questions of several callers may be generated together. In a replay they are not, so that no answer depends
-        on how threads met.
+        Whether questions of several callers may be generated together, and an agent's timeout holds. In a replay neither,
+        so that no answer depends on how threads met or how fast the machine is; a server's answers have the timeout always.
     on_step : callable, optional
         Progress while the small base model is built.
     """
@@ -59,6 +59,16 @@ class LocalModels:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def base_version(self) -> str:
+        """Return the name of the base model as a version: of one in this process by its content, wherever the folder is.
+
+        Raises
+        ------
+        ProviderError
+            If the base model cannot be had or loaded.
+        """
+        return self._opened()[1]
 
     def policy_for(self, agent_type: AgentType, rules: Policy) -> Policy:
         """Return the policy of the base model itself, without any training of ours.
@@ -93,7 +103,7 @@ class LocalModels:
     def _policy(
         self, agent_type: AgentType, engine: AnswerEngine, version: str, rules: Policy, adapter: Adapter | None
     ) -> Policy:
-        reads = False
+        reads, served = False, self._config.local.server_url is not None
         if adapter is not None:
             try:
                 reads = bool(verify(adapter.folder, adapter.sha256).meta.get("reads_experiences", False))
@@ -101,7 +111,8 @@ class LocalModels:
                 raise ProviderError(f"version {version} is not loaded: {error}") from error
         return LocalModelPolicy(
             agent_type, engine.open(version, adapter), rules, self._states, reads_experiences=reads,
-            deadline_s=self._config.agent(agent_type).timeout_s, telemetry=self._telemetry,
+            deadline_s=self._config.agent(agent_type).timeout_s if self._live or served else None,
+            telemetry=self._telemetry,
         )  # fmt: skip
 
     def _opened(self) -> tuple[AnswerEngine, str]:
@@ -121,9 +132,11 @@ class LocalModels:
         cache = config.model_cache_dir or config.data_dir / "models" / "base"
         try:
             folder, sha256 = resolve_base_model(config.learning.base_model, cache, progress=self._on_step)
-        except TrainingFailed as error:
+            model = LocalModel(folder, settings.device, settings.dtype, settings.quantization)
+        except (TrainingFailed, OSError) as error:
             raise ProviderError(f"no local model: {error}") from error
-        model = LocalModel(folder, settings.device, settings.dtype, settings.quantization)
+        except ImportError as error:
+            raise ProviderError(f"no local model: {error}; install stock-agents[training]") from error
         window_s = settings.merge_window_ms / 1000 if self._live else None
         server = LocalInferenceServer(
             model, merge_window_s=window_s, max_batch=settings.max_batch, telemetry=self._telemetry
@@ -135,7 +148,7 @@ class LocalModels:
 
         settings = self._config.local
         name = settings.served_model or self._config.learning.base_model
-        key = self._config.openai_api_key
+        key = self._config.local_server_api_key
         assert settings.server_url is not None
         server = ServedModel(
             settings.server_url, name, api_key=key.get_secret_value() if key else None, telemetry=self._telemetry

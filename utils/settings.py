@@ -55,6 +55,7 @@ ENVIRONMENT: dict[str, str] = {
     "anthropic_api_key": "ANTHROPIC_API_KEY",
     "openai_api_key": "OPENAI_API_KEY",
     "gemini_api_key": "GEMINI_API_KEY",
+    "local_server_api_key": "LOCAL_SERVER_API_KEY",
     "anthropic_base_url": "ANTHROPIC_BASE_URL",
     "openai_base_url": "OPENAI_BASE_URL",
     "gemini_base_url": "GOOGLE_GEMINI_BASE_URL",
@@ -105,6 +106,7 @@ class OrchestratorConfig(BaseModel):
     anthropic_api_key: SecretStr | None = None
     openai_api_key: SecretStr | None = None
     gemini_api_key: SecretStr | None = None
+    local_server_api_key: SecretStr | None = None
     learning_check_interval_hours: Positive = 6.0
     sft_min_trajectories: Annotated[int, Field(ge=1)] = 100
     rl_min_trajectories: Annotated[int, Field(ge=1)] = 500

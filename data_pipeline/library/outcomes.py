@@ -116,12 +116,20 @@ def update(cursor: psycopg.Cursor[Any], outcome: OutcomeUpdate, *, revise: bool,
 
 
 def tallies(
-    cursor: psycopg.Cursor[Any], run_ids: Sequence[str], agent_type: str, before: datetime
+    cursor: psycopg.Cursor[Any],
+    run_ids: Sequence[str],
+    agent_type: str,
+    before: datetime,
+    state_language: int | None = None,
 ) -> list[SessionTally]:
-    """Return an agent's calls that had matured before an instant, by decision time, oldest first."""
+    """Return an agent's calls that had matured before an instant, by decision time, oldest first.
+
+    With `state_language` only those count that were stored with a state of that language.
+    """
     cursor.execute(
         "SELECT as_of, count(*), count(*) FILTER (WHERE success), max(matured_at) FROM trajectories "
-        "WHERE agent_type = %s AND matured_at < %s AND run_id = ANY(%s) AND NOT shadow GROUP BY as_of ORDER BY as_of",
-        (agent_type, before, list(run_ids)),
+        "WHERE agent_type = %s AND matured_at < %s AND run_id = ANY(%s) AND NOT shadow "
+        "AND (%s::int IS NULL OR agent_inputs->'state'->'language' = to_jsonb(%s::int)) GROUP BY as_of ORDER BY as_of",
+        (agent_type, before, list(run_ids), state_language, state_language),
     )
     return [SessionTally(*row) for row in cursor]

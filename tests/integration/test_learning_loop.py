@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from agents.policies.local.decisions import recorded_state
-from agents.policies.local.states import state_line
+from agents.policies.local.states import LANGUAGE, state_line
 from agents.policies.rules import RulesTechnical
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import trajectories
@@ -112,6 +113,24 @@ def make_loop(
 
 def detail(loop: OnlineLearningLoop) -> str:
     return next(t["detail"] for t in loop.get_status()["triggers"] if t["kind"] == "sft")
+
+
+def test_successes_that_no_data_set_can_hold_start_no_training(
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+) -> None:
+    """A database that began before states were stored, or in another language of theirs, has plenty of the kind."""
+    rows = [experience(session, symbol, random.Random(session)) for session in range(200) for symbol in SYMBOLS]
+    foreign = {"state": {"language": LANGUAGE - 1, "text": "rsi:50"}}
+    unreadable = [replace(row, agent_inputs={} if number % 2 else foreign) for number, row in enumerate(rows)]
+    with library.connection() as connection, connection.cursor() as cursor:
+        trajectories.copy_rows(cursor, map(trajectories.as_row, unreadable))
+    at = START + timedelta(days=200 + HORIZON)
+    loop, _ = make_loop()
+    loop.check(at)
+    assert detail(loop) == "0 of 100 new successes"
+    assert loop.get_status()["training_log_count"] == 0
+    assert len(library.tally_by_session("technical", as_of=at)) == 200
 
 
 def test_a_better_model_is_promoted_deployed_and_restored_after_a_restart(

@@ -329,7 +329,7 @@ def test_an_adapter_of_another_base_or_shape_is_refused(
     serve: Serve, base: Path, adapters: list[Adapter], expected: list[list[str]], tmp_path: Path
 ) -> None:
     server = serve()
-    with pytest.raises(ProviderError, match="not the base model"):
+    with pytest.raises(ProviderError, match="trained on the base model 0000000"):
         server.open("stranger", _edited(adapters[0], "0" * 64, tmp_path / "stranger"))
     config = AutoModelForCausalLM.from_pretrained(base).config
     config.intermediate_size = 48

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.policies.local.decisions import example_messages, prompt_messages, stored_state
+from agents.policies.local.states import LANGUAGE
 from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.findings import Finding
@@ -103,7 +104,14 @@ class AutomatedSFTPipeline:
         for run in past:
             if run.state == "running" and run.started_at != at:
                 self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
-        return assess(self.config, past, lambda: self._library.tally_by_session(agent_type, as_of=at), at, force=force)
+        return assess(
+            self.config,
+            past,
+            # what no data set can hold must not count, or the trigger would fire for ever
+            lambda: self._library.tally_by_session(agent_type, as_of=at, state_language=LANGUAGE),
+            at,
+            force=force,
+        )
 
     def run_pipeline(
         self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None

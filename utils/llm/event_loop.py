@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from utils.errors import ProviderError
@@ -54,6 +55,13 @@ class LoopThread:
             if self._closed:
                 raise ProviderError("the models are closed; make new ones", kind="closed")
             return asyncio.run_coroutine_threadsafe(work(), self._started())
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have the thread call something if it runs. For finalizers, in whatever thread and state: it takes no lock."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it ended this moment
+                loop.call_soon_threadsafe(callback)
 
     def close(self) -> None:
         """Cancel what runs, wait for it to end, and end the thread; may be called twice, not from the thread itself."""

@@ -69,8 +69,11 @@ def read_adapter(adapter: Adapter, base_sha256: str, device: str, dtype: torch.d
         manifest = verify(adapter.folder, adapter.sha256)
     except (ArtifactCorrupt, OSError) as error:
         raise ProviderError(f"version {version} is not loaded: {error}") from error
-    if manifest.meta.get("base_sha256") != base_sha256:
-        raise ProviderError(f"version {version} is not loaded: this is not the base model it was trained on")
+    if (trained_on := str(manifest.meta.get("base_sha256"))) != base_sha256:
+        raise ProviderError(
+            f"version {version} is not loaded: it was trained on the base model {trained_on[:12]} and this one is "
+            f"{base_sha256[:12]}; set learning.base_model to that one, or train again"
+        )
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -57,7 +57,7 @@ class LocalModelPolicy:
     reads_experiences : bool
         Whether the version was trained on states that show experiences.
     deadline_s : float
-        Wall seconds for a batch.
+        Wall seconds for a batch; None leaves them to the source, which in this process waits as long as it takes.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class LocalModelPolicy:
         states: StateWriter,
         *,
         reads_experiences: bool = False,
-        deadline_s: float = 10.0,
+        deadline_s: float | None = 10.0,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         if agent_type not in LOCAL_AGENTS:

@@ -11,6 +11,7 @@ import json
 import math
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
@@ -169,6 +170,10 @@ class ServedModel:
             except ProviderError:  # the engine is closed, and with it the version
                 return
 
+    def forget(self, held: _Version) -> None:
+        """Give back the lease of a source that nobody holds any more; the thread of the loop does it, with its locks."""
+        self._loop.post(lambda: self.release(held))
+
     def restore(self, held: _Version, timeout_s: float) -> bool:
         """Load an adapter again that the server has lost, as by a restart, and return whether it is there now.
 
@@ -292,7 +297,7 @@ class ServedModel:
 
 
 class ServedSource:
-    """An `AnswerSource` over one name of the server; made by `ServedModel.open`."""
+    """An `AnswerSource` over one name of the server; made by `ServedModel.open`. Closed or forgotten, it gives its lease back."""
 
     waits = True
 
@@ -302,6 +307,8 @@ class ServedSource:
         self._held = held
         self._lock = threading.Lock()
         self._closed = False
+        self._forgotten = weakref.finalize(self, engine.forget, held)
+        self._forgotten.atexit = False
 
     def answer(self, questions: Sequence[Question], *, deadline_s: float | None = None) -> list[str | ProviderError]:
         """Ask all questions at the same time; an adapter that the server lost is loaded again, and asked once more."""
@@ -334,6 +341,7 @@ class ServedSource:
             if self._closed:
                 return
             self._closed = True
+        self._forgotten.detach()
         self._engine.release(self._held)
 
     def _asked(self, questions: Sequence[Question], deadline: float) -> list[str | ProviderError]:
