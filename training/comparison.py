@@ -140,7 +140,7 @@ def compare(
     return ComparisonReport(
         protocol=protocol,
         protocol_sha256=protocol_sha256,
-        kind_of_result=GENERATED if expectations.returns else REPLAYED,
+        kind_of_result=GENERATED if expectations.returns or feed.mode == "simulated" else REPLAYED,
         decisions=settled.decisions,
         unsettled=settled.unsettled,
         sessions=len(settled.sessions),

@@ -67,6 +67,7 @@ class ReplayFeed:
     """
 
     mode: Literal["live", "replay", "simulated"] = "replay"
+    """``simulated`` for a folder that holds an exported simulated market."""
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class ReplayFeed:
         clock: Clock | None = None,
     ) -> None:
         source = _opened(directory)
+        if source.generated:
+            self.mode = "simulated"
         self.name = f"{self.mode}:{source.name}"
         self.symbols = tuple(sorted({name.upper() for name in symbols} if symbols else source.symbols))
         self._speed = _parsed_speed(speed)

@@ -45,6 +45,10 @@ class SourceText:
     fault: str | None = None
 
 
+GENERATED_BY = "scenario.yaml"
+"""The file by which the folder of an exported simulated market is told from real history."""
+
+
 class HistorySource(Protocol):
     """Where a replay's history lies.
 
@@ -59,11 +63,14 @@ class HistorySource(Protocol):
         All that it holds, sorted.
     ex_close_factors : bool
         See `csv_history.BarParser`.
+    generated : bool
+        Whether it was simulated: what comes of it is then never called performance.
     """
 
     name: str
     symbols: tuple[str, ...]
     ex_close_factors: bool
+    generated: bool
 
     def prices(self, symbol: str) -> SourceText:
         """Return the lines of the price file, the header first."""
@@ -91,6 +98,7 @@ class ReplayFolder:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name or str(folder)
+        self.generated = (folder / GENERATED_BY).is_file()
         self._folder = folder
         if not folder.is_dir():
             raise ConfigError(f"replay_dir: there is no folder {str(folder)!r}; give one that holds prices/SYMBOL.csv")

@@ -32,6 +32,7 @@ class SampleHistory:
 
     name = "sample"
     ex_close_factors = True
+    generated = False
 
     def __init__(self) -> None:
         path = _sample_path()

@@ -7,7 +7,7 @@ it knows of its own future, `expected_return` and `change_points`, is for tests 
 from __future__ import annotations
 
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.feeds.replay import ReplayFeed
 from data_pipeline.simulation.generator import ChangePoint, SimulatedMarket, generate
@@ -32,8 +32,6 @@ class SimulatedFeed(ReplayFeed):
     ConfigError
         If the scenario or the period cannot work, or reaches beyond the present.
     """
-
-    mode: Literal["live", "replay", "simulated"] = "simulated"
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Stores a simulated market as a replay folder, with the truth about it beside: expected returns, switch points, scenario.
 
 ``python -m data_pipeline.simulation`` calls it. The files that a replay reads are, byte for byte, what the simulated feed
-reads from memory; a replay never opens the others.
+reads from memory; a replay sees that there is a scenario, and never opens the others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from data_pipeline.feeds.replay_folder import GENERATED_BY
 from data_pipeline.simulation.generator import SimulatedMarket
 from data_pipeline.simulation.history import SimulatedHistory, written
 from utils.artifacts import write_atomically
@@ -25,7 +26,8 @@ def export(market: SimulatedMarket, folder: Path) -> None:
     folder : Path
         Must not exist, or be empty. Gets ``prices/``, ``news/``, ``fundamentals/``; ``expected/SYMBOL.csv`` with
         ``Date,ExpectedReturn`` (fraction, from the next open to the close of the horizon), ``change_points.csv`` with
-        ``Date,From,To``, and ``scenario.yaml``, from which the same market can be made again.
+        ``Date,From,To``, and ``scenario.yaml``, from which the same market can be made again, and by which a replay of the
+        folder knows that it is of generated data.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def export(market: SimulatedMarket, folder: Path) -> None:
         switches = [f"{point.session},{point.old},{point.new}" for point in market.change_points()]
         _write(folder / "change_points.csv", "\n".join(["Date,From,To", *switches, ""]))
         content = yaml.safe_dump(market.scenario.model_dump(mode="json"), sort_keys=False)
-        _write(folder / "scenario.yaml", content)
+        _write(folder / GENERATED_BY, content)
     except OSError as error:
         raise ConfigError(f"output: cannot write {folder}: {error.strerror}") from None
 

@@ -27,6 +27,7 @@ class SimulatedHistory:
     """A `HistorySource` of a generated market."""
 
     ex_close_factors = False
+    generated = True
 
     def __init__(self, market: SimulatedMarket) -> None:
         self.name = f"seed {market.scenario.seed}"

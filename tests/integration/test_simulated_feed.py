@@ -120,3 +120,5 @@ def test_a_replay_of_the_exported_market_takes_the_same_decisions(reference: Ref
         assert (home / "decisions.jsonl").read_bytes() == reference.decisions
         summary = json.loads((home / "summary.json").read_text())
         assert summary["run_id"] != reference.summary["run_id"]
+        assert summary["kind_of_result"] == reference.summary["kind_of_result"]
+        assert summary["performance"] is None

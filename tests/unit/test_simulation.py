@@ -549,6 +549,15 @@ def test_the_export_is_byte_for_byte_what_the_feed_reads_and_tells_the_truth_bes
     assert Scenario.from_yaml(folder / "scenario.yaml") == feed.market.scenario
 
 
+def test_a_replay_of_an_exported_market_is_of_simulated_mode_and_of_its_prices_alone_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "market"
+    export(SimulatedFeed(Scenario(sessions=90)).market, folder)
+    replay = ReplayFeed(folder)
+    assert (replay.mode, replay.identity()["feed"], replay.name) == ("simulated", "simulated", "simulated:market")
+    (folder / "scenario.yaml").unlink()
+    assert ReplayFeed(folder).mode == "replay"
+
+
 def test_the_command_exports_a_market_and_says_what_can_be_earned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
