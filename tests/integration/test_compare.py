@@ -24,6 +24,7 @@ from hosted_questions import opinion
 from data_pipeline.feeds.replay import ReplayFeed
 from orchestration.history_walk import walk
 from training import compare as command
+from training import spread
 from training.arms import TrainedVersion, open_arm, plan_arm
 from training.comparison import ComparisonSettings, compare
 from training.comparison_outcomes import Expectations, settle
@@ -463,8 +464,10 @@ def test_bad_input_is_one_clear_sentence_and_exit_code_2(
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray_the_extra_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ray_the_extra_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(spread, "find_spec", lambda name: None)
     assert command.main(flags(folder, tmp_path, "--ray", "local")) == 2
     assert "stock-agents[ray]" in capsys.readouterr().err
 
