@@ -240,11 +240,8 @@ def sharpe_difference(
     def difference(moments: NDArray[np.float64]) -> NDArray[np.float64]:
         return _sharpe_of_moments(moments[:, :2], n) - _sharpe_of_moments(moments[:, 2:], n)
 
-    estimate = float(difference(columns.mean(axis=0, keepdims=True))[0])
-    if not math.isfinite(estimate):
-        raise ValueError("returns that do not vary have no Sharpe ratio")
-    deviations = _deviations(difference(circular_block_means(columns, block, draws, seed)), estimate)
-    return _two_sided(estimate, deviations, n, block, level, draws, seed)
+    undefined = "returns that do not vary have no Sharpe ratio"
+    return _of_means(columns, difference, undefined, block, level, draws, seed)
 
 
 def statistic_interval(
@@ -274,11 +271,8 @@ def statistic_interval(
     table = np.asarray(columns, dtype=float)
     for column in table.T:
         _series(column, block)
-    estimate = float(statistic(table.mean(axis=0, keepdims=True))[0])
-    if not math.isfinite(estimate):
-        raise ValueError("the statistic is undefined on the data themselves")
-    deviations = _deviations(statistic(circular_block_means(table, block, draws, seed)), estimate)
-    return _two_sided(estimate, deviations, len(table), block, level, draws, seed)
+    undefined = "the statistic is undefined on the data themselves"
+    return _of_means(table, statistic, undefined, block, level, draws, seed)
 
 
 def two_sided_p(interval: Interval) -> float:
@@ -344,6 +338,23 @@ def _series(values: ArrayLike, block: int) -> NDArray[np.float64]:
     if block < 1 or len(series) < MIN_BLOCKS * block:
         raise ValueError(f"{len(series)} sessions hold fewer than {MIN_BLOCKS} blocks of {block}")
     return series
+
+
+def _of_means(
+    table: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    undefined: str,
+    block: int,
+    level: float,
+    draws: int,
+    seed: int,
+) -> Interval:
+    """Return the interval of `statistic_interval` for columns that were checked; `undefined` is the error without an estimate."""
+    estimate = float(statistic(table.mean(axis=0, keepdims=True))[0])
+    if not math.isfinite(estimate):
+        raise ValueError(undefined)
+    deviations = _deviations(statistic(circular_block_means(table, block, draws, seed)), estimate)
+    return _two_sided(estimate, deviations, len(table), block, level, draws, seed)
 
 
 def _block_sums(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:

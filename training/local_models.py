@@ -15,7 +15,7 @@ from agents.policies.local.states import StateWriter
 from training.base_models import resolve_base_model
 from training.model_registry import ModelVersion
 from training.small_base_model import StepProgress
-from utils.artifacts import ArtifactCorrupt, verify
+from utils.artifacts import ArtifactCorrupt, read_manifest
 from utils.errors import ProviderError, TrainingFailed
 from utils.schema import AgentType
 from utils.settings import OrchestratorConfig
@@ -103,14 +103,15 @@ class LocalModels:
     def _policy(
         self, agent_type: AgentType, engine: AnswerEngine, version: str, rules: Policy, adapter: Adapter | None
     ) -> Policy:
-        reads, served = False, self._config.local.server_url is not None
-        if adapter is not None:
-            try:
-                reads = bool(verify(adapter.folder, adapter.sha256).meta.get("reads_experiences", False))
-            except (ArtifactCorrupt, OSError) as error:
-                raise ProviderError(f"version {version} is not loaded: {error}") from error
+        served = self._config.local.server_url is not None
+        source = engine.open(version, adapter)  # which has checked every byte of the adapter
+        try:
+            reads = adapter is not None and bool(read_manifest(adapter.folder).meta.get("reads_experiences", False))
+        except ArtifactCorrupt as error:
+            source.close()
+            raise ProviderError(f"version {version} is not loaded: {error}") from error
         return LocalModelPolicy(
-            agent_type, engine.open(version, adapter), rules, self._states, reads_experiences=reads,
+            agent_type, source, rules, self._states, reads_experiences=reads,
             deadline_s=self._config.agent(agent_type).timeout_s if self._live or served else None,
             telemetry=self._telemetry,
         )  # fmt: skip
@@ -132,7 +133,7 @@ class LocalModels:
         cache = config.model_cache_dir or config.data_dir / "models" / "base"
         try:
             folder, sha256 = resolve_base_model(config.learning.base_model, cache, progress=self._on_step)
-            model = LocalModel(folder, settings.device, settings.dtype, settings.quantization)
+            model = LocalModel(folder, settings.device, settings.dtype, settings.quantization, sha256)
         except (TrainingFailed, OSError) as error:
             raise ProviderError(f"no local model: {error}") from error
         except ImportError as error:

@@ -66,6 +66,21 @@ def publish(aside: Path, final: Path) -> None:
     _sync(final.parent)
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Return what a folder says of itself, none of it checked.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        If the manifest is missing or unreadable.
+    """
+    try:
+        stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest(dict(stored["files"]), str(stored["digest"]), dict(stored["meta"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"{folder} has no readable manifest ({error})") from error
+
+
 def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
     """Check every byte of a folder against its manifest, and the manifest against what the caller expects.
 
@@ -74,11 +89,7 @@ def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
     ArtifactCorrupt
         If the manifest is missing or unreadable, or a file is missing, added or altered.
     """
-    try:
-        stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest = Manifest(dict(stored["files"]), str(stored["digest"]), dict(stored["meta"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorrupt(f"{folder} has no readable manifest ({error})") from error
+    manifest = read_manifest(folder)
     files, digest = folder_digest(folder)
     if files != dict(manifest.files) or digest != manifest.digest:
         wrong = sorted(

@@ -41,6 +41,8 @@ class LocalModel:
         was saved in, else bfloat16.
     quantization : {"none", "4bit"}
         4bit (NF4) needs a CUDA device and bitsandbytes.
+    base_sha256 : str, optional
+        Digest of the folder where the caller has just taken it: to read gigabytes once more takes a while. None takes it.
 
     Attributes
     ----------
@@ -66,6 +68,7 @@ class LocalModel:
         device: Device = "auto",
         dtype: Precision = "auto",
         quantization: Quantization = "none",
+        base_sha256: str | None = None,
     ) -> None:
         self.base_dir = base_dir
         try:
@@ -78,7 +81,7 @@ class LocalModel:
                 torch.set_num_threads(1)
             self._tokenizer = _tokenizer(base_dir)
             self._model: Any = _weights(base_dir, self.device, dtype, quantization)
-            self.base_sha256 = folder_digest(base_dir)[1]
+            self.base_sha256 = base_sha256 or folder_digest(base_dir)[1]
         except _load_faults() as error:
             if not isinstance(error, ImportError) and is_out_of_memory(error):
                 raise ProviderError(
