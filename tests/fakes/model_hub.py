@@ -14,7 +14,7 @@ from fakes.http_server import HttpServer, Reply, Request, json_reply
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class FakeModelHub:
+class FakeModelHub(HttpServer):
     """The hub, running until it is closed; a context manager.
 
     Parameters
@@ -31,19 +31,7 @@ class FakeModelHub:
         self.repository = repository
         self.folder = folder
         self.revisions = (*revisions, COMMIT)
-        self._server = HttpServer(self._reply)
-        self.url = self._server.url
-
-    def __enter__(self) -> FakeModelHub:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def requests(self) -> list[Request]:
-        """All requests, in order."""
-        return self._server.requests
+        super().__init__(self._reply)
 
     @property
     def downloaded(self) -> set[str]:
@@ -52,10 +40,6 @@ class FakeModelHub:
             request.path for request in self.requests if request.method == "GET" and "/resolve/" in request.path
         ]
         return {path.split("/resolve/", 1)[1].partition("/")[2] for path in resolved}
-
-    def close(self) -> None:
-        """Cut all connections and end the server's thread."""
-        self._server.close()
 
     def _reply(self, request: Request) -> Reply:
         api, files = f"/api/models/{self.repository}", f"/{self.repository}/resolve/"
