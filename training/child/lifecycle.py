@@ -31,9 +31,7 @@ Training = Callable[[BaseModel], dict[str, float]]
 """Trains on the base model until the adapter is sealed; returns the metrics. Skipped where that was done before."""
 
 
-def run_job(
-    job: TrainingJob, session: Session, train: Training, start: Path | None = None
-) -> TrainingResult | None:
+def run_job(job: TrainingJob, session: Session, train: Training, start: Path | None = None) -> TrainingResult | None:
     """Train, examine and seal; see `TrainingResult` for what is left behind (None in a helper process of accelerate).
 
     Parameters

@@ -159,7 +159,9 @@ def _signal_trainer() -> Any:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
             groups = batch["advantages"].view(-1, self.num_generations)
             telling = (groups.abs().amax(dim=1) > SIGNAL).repeat_interleave(self.num_generations)
-            batch["completion_mask"] = batch["completion_mask"] * telling.unsqueeze(1).to(batch["completion_mask"].dtype)
+            batch["completion_mask"] = batch["completion_mask"] * telling.unsqueeze(1).to(
+                batch["completion_mask"].dtype
+            )
             batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
             return batch
 

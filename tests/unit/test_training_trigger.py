@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data_pipeline.library.outcomes import SessionTally
-from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
+from training.pipelines.trigger import Readiness, SFTPipelineConfig, assess
 from training.training_runs import TrainingRun
 
 START = datetime(2014, 1, 1, 21, tzinfo=UTC)
@@ -38,7 +38,7 @@ def ready(days: int, past: list[TrainingRun], now: datetime, *, force: bool = Fa
 def test_a_hundred_successes_before_the_held_out_period_make_it_ready() -> None:
     found = ready(90, [], at(95))
     assert found.ready
-    assert found.new_successes == 20 * 5
+    assert found.new_calls == 20 * 5
     assert found.split is not None
     assert found.split.holdout_sessions == 60
 
@@ -53,7 +53,7 @@ def test_after_a_completed_run_only_what_it_has_not_seen_counts() -> None:
     last = run("completed", at(95), data_cutoff=at(25))
     found = ready(105, [last], at(110))
     assert not found.ready
-    assert found.new_successes == 15 * 5
+    assert found.new_calls == 15 * 5
     assert ready(110, [last], at(115)).ready
 
 
