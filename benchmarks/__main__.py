@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, judges, library, taxonomy, workflow
+from benchmarks import daemon_report, judges, library, taxonomy, training, workflow
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
     "judges": judges.run,
     "library": library.run,
     "taxonomy": taxonomy.run,
+    "training": training.run,
     "workflow": workflow.run,
 }
 """Name of a section to what runs and prints it and returns its figures."""
