@@ -28,9 +28,9 @@ from training.sft.job import SFTJob, load_hyper_parameters
 from training.small_base_model import build_base_model
 
 SEED = 42
-ROUNDS = 3
+ROUNDS = 2
 SFT_ROWS, RL_ROWS = 160, 160
-RL_STEPS = 10
+RL_STEPS = 8
 AIM_OVERHEAD = 0.05
 TIMEOUT_S = 1800.0
 
