@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, judges, library, taxonomy, training, workflow
+from benchmarks import daemon_report, judges, library, local_inference, taxonomy, training, workflow
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
     "judges": judges.run,
     "library": library.run,
+    "local": local_inference.run,
     "taxonomy": taxonomy.run,
     "training": training.run,
     "workflow": workflow.run,

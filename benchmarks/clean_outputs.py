@@ -17,10 +17,10 @@ from agents.base_agent import narrowed
 from agents.policies.base import PolicyRequest
 from agents.policies.rules import RulesFundamental, RulesNews, RulesStrategist, RulesTechnical
 from benchmarks.generated_filings import GeneratedCompany, sector_of
-from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.replay import SAMPLE, ReplayFeed
 from evaluation.fault_injection import Sample
 from evaluation.ground_truth import GroundTruth
+from orchestration.history_walk import walk
 from utils.clock import isoformat
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import AgentOutput, AgentType, MarketSnapshot, PortfolioState
@@ -63,30 +63,24 @@ def clean_outputs(
     rng = random.Random(seed)
     period = SAMPLE_PERIOD if replay_dir is None else (None, None)
     feed = ReplayFeed(replay_dir or SAMPLE, symbols, *period)
-    store = AsOfStore(feed.calendar)
     companies: dict[str, GeneratedCompany] = {}
     sectors = {symbol: sector_of(symbol) for symbol in feed.symbols}
     last: dict[str, list[Sample]] = {}
-    for update in feed.history():
-        store.add(update)
-    for instant in feed.instants():
-        for update in instant.updates:
-            store.add(update)
-        view = store.as_of(instant.at)
-        for symbol in view.symbols:
-            bar = view.last_bar(symbol)
+    for close in walk(feed):
+        for symbol in close.view.symbols:
+            bar = close.view.last_bar(symbol)
             if bar is None:
                 continue
             if symbol not in companies:
                 companies[symbol] = GeneratedCompany(symbol, bar.session, bar.close)
             company = companies[symbol]
-            while company.due < instant.session:
+            while company.due < close.session:
                 company.file(bar.close)
             if rng.random() >= share:
                 continue
-            snapshot = view.snapshot(symbol, instant.session)
+            snapshot = close.view.snapshot(symbol, close.session)
             if len(snapshot.bars) >= LEAST_BARS:
-                filings = tuple(filing for filing in company.filings if filing.available_at <= instant.at)
+                filings = tuple(filing for filing in company.filings if filing.available_at <= close.at)
                 snapshot = narrowed(snapshot, GENERATED, filings=filings)
                 made = _made(snapshot, _portfolio(rng, symbol, sorted(sectors)))
                 for sample in _samples(made, sectors, rng):

@@ -22,6 +22,7 @@ from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.replay import ReplayFeed
 from orchestration.coordinator import Coordinator
 from orchestration.decision_steps import DecisionSteps, OpenCase
+from orchestration.history_walk import walk
 from orchestration.workflow_graph import WorkflowGraph
 from orchestration.workflow_run import WorkflowRun
 from utils.clock import isoformat
@@ -131,21 +132,17 @@ def sessions(folder: str, start: date, end: date, feed_symbols: tuple[str, ...] 
     store = AsOfStore(feed.calendar)
     companies: dict[str, GeneratedCompany] = {}
     filed: dict[str, int] = {}
-    for update in feed.history():
-        store.add(update)
-    for instant in feed.instants():
-        for update in instant.updates:
-            store.add(update)
-        view = store.as_of(instant.at)
+    for close in walk(feed, store):
+        view = close.view
         for symbol in view.symbols:
             bar = view.last_bar(symbol)
             if bar is None:
                 continue
             company = companies.setdefault(symbol, GeneratedCompany(symbol, bar.session, bar.close))
-            while company.due < instant.session:
+            while company.due < close.session:
                 company.file(bar.close)
             for made in company.filings[filed.get(symbol, 0) :]:
-                filing = replace(made, available_at=instant.at)  # a store takes nothing that lies before what it holds
-                store.add(MarketUpdate(symbol, "filing", filing, filing.event_time, instant.at, "generated filing"))
+                filing = replace(made, available_at=close.at)  # a store takes nothing that lies before what it holds
+                store.add(MarketUpdate(symbol, "filing", filing, filing.event_time, close.at, "generated filing"))
             filed[symbol] = len(company.filings)
-        yield Session(instant.session, instant.at, store.as_of(instant.at), feed.calendar, feed.symbols)
+        yield Session(close.session, close.at, view, feed.calendar, feed.symbols)

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.embeddings import Embedder, FeatureHashingEmbedder
-from data_pipeline.library import findings, outcomes, trajectories
+from data_pipeline.library import findings, outcomes, runs, trajectories
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.evaluations import Evaluation
 from data_pipeline.library.findings import Finding
@@ -61,7 +61,8 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
     run_id : str
         The run that what is written without one belongs to, and whose experiences are read.
     experience_sources : sequence of str
-        Further runs whose experiences are read.
+        Further runs whose experiences are read. They must be there, and of the mode of `run_id`, else every read raises
+        ConfigError: what was lived through in a simulation is nothing to a live run.
     embedder : Embedder, optional
         Feature hashing by default.
 
@@ -99,6 +100,7 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         self.exact_search = False
         self._planner = SearchPlanner(self.embedder.model)
         self._sources = tuple(experience_sources)
+        self._checked_for: str | None = None
         self._telemetry = telemetry
         self._server: EmbeddedPostgres | None = None
         if spool_dir is not None:
@@ -278,8 +280,9 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
 
     def tally_by_session(self, agent_type: str, *, as_of: datetime) -> list[SessionTally]:
         """Return an agent's calls that had matured before `as_of`, counted by decision time, oldest first."""
+        visible = self._visible_runs
         with self.database.connection() as connection, connection.cursor() as cursor:
-            return outcomes.tallies(cursor, self._visible_runs, agent_type, as_of)
+            return outcomes.tallies(cursor, visible, agent_type, as_of)
 
     def find_similar_trajectories(
         self,
@@ -344,9 +347,10 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
                    count(*) FILTER (WHERE matured_at IS NULL)
             FROM trajectories WHERE run_id = ANY(%s) AND NOT abstained GROUP BY 1 ORDER BY 1
         """
+        visible = self._visible_runs
         with self.database.connection() as connection:
             groups = {
-                name: connection.execute(query.format(group=group), (self._visible_runs,)).fetchall()
+                name: connection.execute(query.format(group=group), (visible,)).fetchall()
                 for name, group in (
                     ("overall", "1"),
                     ("by_agent_type", "agent_type"),
@@ -361,10 +365,9 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
 
     def count_trajectories(self) -> int:
         """Return how many trajectories the visible runs have, abstentions among them."""
+        visible = self._visible_runs
         with self.database.connection() as connection:
-            row = connection.execute(
-                "SELECT count(*) FROM trajectories WHERE run_id = ANY(%s)", (self._visible_runs,)
-            ).fetchone()
+            row = connection.execute("SELECT count(*) FROM trajectories WHERE run_id = ANY(%s)", (visible,)).fetchone()
         return int(row[0]) if row else 0
 
     def commit_cycle(self, batch: CycleBatch) -> None:
@@ -448,6 +451,11 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
 
     @property
     def _visible_runs(self) -> list[str]:
+        """The runs whose experiences are read; takes a connection of its own until the sources have been checked."""
+        if self._sources and self._checked_for != self.run_id:
+            with self.database.connection() as connection, connection.cursor() as cursor:
+                runs.check_sources(cursor, self.run_id, self._sources)
+            self._checked_for = self.run_id  # a run's mode never changes
         return [self.run_id, *self._sources]
 
 

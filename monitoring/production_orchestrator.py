@@ -26,7 +26,8 @@ from monitoring.daily_upkeep import DailyUpkeep
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.deployment import Deployment, open_local_models
 from monitoring.embedding_stage import States, embedding_stage
-from monitoring.health_checker import Check, HealthChecker
+from monitoring.health_checker import HealthChecker
+from monitoring.health_checks import active_checks
 from monitoring.hosted_models import open_chat_models, probe
 from monitoring.http_endpoint import HttpEndpoint
 from monitoring.library_care import LibraryCare
@@ -34,7 +35,7 @@ from monitoring.metrics_collector import MetricsCollector
 from monitoring.scope import refuse_what_is_not_there
 from monitoring.stage import Stage
 from monitoring.status import build_status
-from monitoring.summary import summarise
+from monitoring.summary import FORWARD, summarise
 from monitoring.supervision import SupervisedThread
 from monitoring.trade_metrics import TradeMetrics
 from orchestration.coordinator import Coordinator
@@ -244,7 +245,7 @@ class ProductionOrchestrator:
         if self.pipeline is not None:
             self._start_streaming(self.pipeline)
         if self._health is not None:
-            self._health.start(self._checks(library))
+            self._health.start(active_checks(lambda: self.states, library, lambda: self._lock_held, self._streaming))
 
     def _open_library(self) -> ExperienceLibraryPostgres:
         """Open the configured database, embedded or external, and become its one orchestrator."""
@@ -267,7 +268,10 @@ class ProductionOrchestrator:
         base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
         identity = recovery.RunIdentity(base, feed.mode, settings, data)
         run = recovery.open_run(library, identity, fresh=self.config.fresh)
-        logger.info("run %s: %s, %s to %s, %d symbols", run.run_id[:12], feed.name, *data["period"], len(feed.symbols))
+        logger.info(
+            "run %s: %s, %s to %s, %d symbols (%s)",
+            run.run_id[:12], feed.name, *data["period"], len(feed.symbols), FORWARD[feed.mode],
+        )  # fmt: skip
         return run
 
     def _build_pipeline(
@@ -427,32 +431,6 @@ class ProductionOrchestrator:
                 learning.stop()
             self._set_state("experience_library", f"failed: {error}")
         self._guarded_at = time.monotonic()
-
-    def _checks(self, library: ExperienceLibraryPostgres) -> dict[str, Check]:
-        """Return the active health check of each component."""
-
-        def ping() -> str | None:
-            library.ping()
-            return None if self._lock_held else "the lock of the one orchestrator is not held"
-
-        def state_of(name: str) -> Check:
-            def check() -> str | None:
-                state = self._states.get(name, "")
-                return state if state.startswith(("failed", "degraded")) else None
-
-            return check
-
-        def streaming() -> str | None:
-            if self._streaming is None or self._streaming.state in ("finished", "stopped"):
-                return None
-            age = self._streaming.heartbeat.age_s
-            return state_of("streaming")() or (f"no sign of life for {age:.0f} s" if age > 120 else None)
-
-        checks: dict[str, Check] = {name: state_of(name) for name in self.states}
-        checks["experience_library"] = ping
-        if self._streaming is not None:
-            checks["streaming"] = streaming
-        return checks
 
     def _view_health(self) -> tuple[int, dict[str, Any]]:
         failed = self.status.startswith("failed")

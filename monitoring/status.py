@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.decision_metrics import sharpe_ratio
 from monitoring.decision_pipeline import DecisionPipeline
 from monitoring.library_care import LibraryCare
+from monitoring.summary import FORWARD
 from orchestration.execution.portfolio import Portfolio
 from orchestration.judging import Judging
 from utils.clock import isoformat
@@ -82,6 +83,7 @@ def _feed(pipeline: DecisionPipeline) -> dict[str, Any]:
     return {
         "name": pipeline.feed.name,
         "mode": pipeline.feed.mode,
+        "kind_of_result": FORWARD[pipeline.feed.mode],
         "symbols": list(pipeline.feed.symbols),
         "rejected": dict(pipeline.feed.rejected),
         "queue_depth": pipeline.queue_depth,

@@ -31,6 +31,7 @@ FORWARD = {
     "replay": "historical replay",
     "simulated": "generated data: mechanics, not performance",
 }
+"""What kind of result a run of a mode gives; kinds are never mixed."""
 
 
 def summarise(
@@ -43,6 +44,8 @@ def summarise(
         trainings = training_runs.of_run(cursor, run.run_id)
         registry = ModelRegistry(library)
         versions = {t.training_run_id: registry.get(cursor, (t.metrics or {}).get("version", "")) for t in trainings}
+    generated = run.mode == "simulated"
+    figures = _performance(portfolio, pipeline, config)
     return {
         "run_id": run.run_id,
         "kind_of_result": FORWARD[run.mode],
@@ -57,7 +60,8 @@ def summarise(
         "halted": portfolio.halted,
         "equity_usd": portfolio.equity,
         "costs_usd": portfolio.costs_usd,
-        "performance": _performance(portfolio, pipeline, config),
+        "performance": None if generated else figures,
+        **({"figures_on_generated_data": figures} if generated else {}),
         "trainings": [
             {
                 "run_id": str(t.training_run_id),
@@ -97,7 +101,10 @@ def render(summary: dict[str, Any]) -> str:
     ]
     found = ", ".join(f"{count:,} {category}" for category, count in sorted(s["findings"].items()))
     lines.append(f"  errors       {found or 'none found in the outputs'}")
-    lines += _performance_lines(s["performance"]) if s["performance"] else ["  portfolio    too short a run to measure"]
+    figures = s["performance"] or s.get("figures_on_generated_data")
+    lines += _performance_lines(figures) if figures else ["  portfolio    too short a run to measure"]
+    if "figures_on_generated_data" in s:
+        lines.append("               of generated data: they show that the mechanism works, nothing about real shares")
     for t in s["trainings"]:
         lines += _training_lines(t)
     if not s["trainings"]:

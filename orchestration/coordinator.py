@@ -42,6 +42,7 @@ from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
 from utils.llm.factory import HOSTED, ChatModels
 from utils.llm.untrusted import replay_key
+from utils.logs import logger
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import (
     JUNIOR_AGENTS,
@@ -263,7 +264,13 @@ class Coordinator:
             request = PolicyRequest(case.snapshot, case.regime, experiences=case.experiences.get(name, ()))
             if name == "strategist":
                 request = replace(request, agent_outputs=case.opinions, portfolio=case.portfolio)
-            facts = output if output.policy == "rules" else self._agents[name].by_rules(request)
+            try:
+                facts = output if output.policy == "rules" else self._agents[name].by_rules(request)
+            except (
+                Exception
+            ) as error:  # rules that break leave an opinion of others without its state, and nothing else
+                logger.warning("%s: no state is recorded of %s: %s", name, case.snapshot.symbol, error)
+                continue
             if facts is not None and not facts.abstained:
                 states[name] = self._states.write(facts, request)
         return states

@@ -144,3 +144,13 @@ def of_run(
         (run_id, agent_type, agent_type, kind, kind),
     )
     return [TrainingRun(row[0], row[1].strip(), *row[2:]) for row in cursor]
+
+
+def data_cutoffs(cursor: psycopg.Cursor[Any], training_run_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, datetime]:
+    """Return until when each training run has seen outcomes; a run that failed before it began has none."""
+    cursor.execute(
+        "SELECT training_run_id, data_cutoff FROM training_runs WHERE training_run_id = ANY(%s) "
+        "AND data_cutoff IS NOT NULL",
+        (list(training_run_ids),),
+    )
+    return dict(cursor.fetchall())

@@ -185,6 +185,20 @@ class FeedSettings(Section):
     calendar: str = "XNYS"
 
 
+class SimulationSettings(Section):
+    """The generated market of ``--feed simulated``; what is left out keeps the scenario's own value."""
+
+    scenario: Path | None = Field(None, description="YAML file with the fields of a scenario; None is the default one")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(
+        None, description="None: that of the file, else random_state"
+    )
+    sessions: Annotated[int, Field(ge=10, le=20_000)] | None = None
+    symbols: tuple[str, ...] | None = Field(None, description="streaming_symbols, where given, win")
+    edge_bps: Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)] | None = Field(
+        None, description="one edge for every agent in every regime; 0 leaves nothing to be earned"
+    )
+
+
 class EmbeddingSettings(Section):
     """What makes states comparable: hashing needs no model, an encoder works in the background."""
 

@@ -34,6 +34,7 @@ from utils.setting_sections import (
     RetentionSettings,
     RetrievalSettings,
     RiskSettings,
+    SimulationSettings,
     WorkflowSettings,
     explained,
 )
@@ -154,6 +155,7 @@ class OrchestratorConfig(BaseModel):
     local: LocalSettings = LocalSettings()
     retention: RetentionSettings = RetentionSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
+    simulation: SimulationSettings = SimulationSettings()
 
     def __init__(self, **arguments: Any) -> None:
         path = arguments.get("config_path")
@@ -252,15 +254,15 @@ class OrchestratorConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return what decisions depend on: the configuration without places, ports, secrets and output files.
 
-        Symbols, period and source are left to the feed's own identity, which has them as they take effect: sorted, cut
-        to the data, resolved.
+        Symbols, period, source and simulated scenario are left to the feed's own identity, which has them as they take
+        effect: sorted, cut to the data, resolved.
         """
         irrelevant = {
             "feed", "streaming_symbols", "replay_start", "replay_end",
             "metrics_port", "metrics_host", "health_check_interval_seconds", "db_host", "db_port", "db_name", "db_user",
             "config_path", "replay_dir", "replay_speed", "data_dir", "model_cache_dir", "exit_when_done",
             "summary_json", "decisions_jsonl", "record", "fresh", "history_dir", "log_format", "log_level",
-            "enable_monitoring", "anthropic_base_url", "openai_base_url", "gemini_base_url", *_SECRETS,
+            "enable_monitoring", "anthropic_base_url", "openai_base_url", "gemini_base_url", "simulation", *_SECRETS,
         }  # fmt: skip
         values = self.model_dump(mode="json", exclude=irrelevant)
         # settings that say the default are the default, whether a file spells them out or not

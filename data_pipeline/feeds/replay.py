@@ -44,8 +44,8 @@ class ReplayFeed:
 
     Parameters
     ----------
-    directory : str or Path
-        A replay folder, or ``sample``.
+    directory : str, Path or HistorySource
+        A replay folder, or ``sample``, or whatever else hands over histories of that format.
     symbols : sequence of str, optional
         None takes all that the folder holds.
     start, end : date, optional
@@ -70,7 +70,7 @@ class ReplayFeed:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | HistorySource,
         symbols: Sequence[str] | None = None,
         start: date | None = None,
         end: date | None = None,
@@ -79,8 +79,8 @@ class ReplayFeed:
         telemetry: Telemetry = NO_TELEMETRY,
         clock: Clock | None = None,
     ) -> None:
-        source: HistorySource = SampleHistory() if str(directory) == SAMPLE else ReplayFolder(Path(directory))
-        self.name = f"replay:{source.name}"
+        source = _opened(directory)
+        self.name = f"{self.mode}:{source.name}"
         self.symbols = tuple(sorted({name.upper() for name in symbols} if symbols else source.symbols))
         self._speed = _parsed_speed(speed)
         self._log = RejectionLog(telemetry)
@@ -207,6 +207,12 @@ class ReplayFeed:
             return record
 
         return sorted(accepted(text.place, text.lines, parse_once, self._log), key=lambda record: record.available_at)
+
+
+def _opened(directory: str | Path | HistorySource) -> HistorySource:
+    if not isinstance(directory, str | Path):
+        return directory
+    return SampleHistory() if str(directory) == SAMPLE else ReplayFolder(Path(directory))
 
 
 def _calendar(

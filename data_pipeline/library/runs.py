@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import psycopg
 
 from data_pipeline.library.trajectories import json_value
+from utils.errors import ConfigError
 from utils.ids import ADHOC_RUN
 
 Mode = Literal["live", "replay", "simulated"]
@@ -54,6 +56,28 @@ def newest(cursor: psycopg.Cursor[Any]) -> Run | None:
     cursor.execute("SELECT run_id FROM runs WHERE run_id <> %s ORDER BY created_at DESC, run_id LIMIT 1", (ADHOC_RUN,))
     row = cursor.fetchone()
     return get(cursor, row[0].strip()) if row else None
+
+
+def check_sources(cursor: psycopg.Cursor[Any], run_id: str, sources: Sequence[str]) -> None:
+    """Make sure that a run may read the experiences of others: those of another mode are of another world.
+
+    Raises
+    ------
+    ConfigError
+        If a run is not there, or a source is of another mode than the run.
+    """
+    modes: dict[str, Mode] = {}
+    for name in (run_id, *sources):
+        run = get(cursor, name)
+        if run is None:
+            raise ConfigError(f"experience_sources: there is no run {name!r} in this library; name runs that are there")
+        modes[name] = run.mode
+    for name in sources:
+        if modes[name] != modes[run_id]:
+            raise ConfigError(
+                f"experience_sources: run {name} is {modes[name]}, and {run_id} that would read it {modes[run_id]}; "
+                "name runs of the same mode"
+            )
 
 
 def finish(cursor: psycopg.Cursor[Any], run_id: str) -> None:

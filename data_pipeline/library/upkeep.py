@@ -124,8 +124,9 @@ class LibraryUpkeep(ABC):
         """
         until = None if as_of is None else ensure_utc(as_of)
         selection = Selection(agent_type, symbol, market_regime, recommendation, success, min_reward, until)
+        visible = self._visible_runs
         with self.connection() as connection:
-            return transfer.export(connection, Path(path), self._visible_runs, self.embedder.model, selection)
+            return transfer.export(connection, Path(path), visible, self.embedder.model, selection)
 
     def import_trajectories(self, path: str | Path, *, run_id: str | None = None) -> ImportCounts:
         """Store the trajectories of an exported file, 500 in a transaction; what is stored already changes nothing.

@@ -8,9 +8,10 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from data_pipeline.library import runs
 from data_pipeline.library.cycle import CycleBatch
 from data_pipeline.library.portfolio_log import GENESIS, PortfolioEvent
 from orchestration.commit_lane import CommitLane
-from utils.errors import LibraryConflict, LibraryUnavailable
+from utils.errors import ConfigError, LibraryConflict, LibraryUnavailable
 
 T0 = datetime(2014, 6, 2, 20, tzinfo=UTC)
 NOW = T0 + timedelta(days=365)
@@ -588,9 +589,9 @@ def test_equal_distances_are_ordered_by_id_so_that_two_runs_agree(library) -> No
 # --- runs
 
 
-def make_run(library: ExperienceLibraryPostgres, run_id: str) -> str:
+def make_run(library: ExperienceLibraryPostgres, run_id: str, mode: runs.Mode = "replay") -> str:
     with library.connection() as connection, connection.cursor() as cursor:
-        return runs.open_run(cursor, run_id, "replay", {}, {}).run_id
+        return runs.open_run(cursor, run_id, mode, {}, {}).run_id
 
 
 def test_a_run_sees_its_own_experiences_and_those_of_its_sources_only(module_database, library) -> None:
@@ -608,6 +609,42 @@ def test_a_run_sees_its_own_experiences_and_those_of_its_sources_only(module_dat
         assert reader.get_statistics()["overall"]["total"] == len(ids)
         assert reader.count_trajectories() == len(ids)
         reader.close()
+
+
+@pytest.mark.parametrize(("own", "other"), [("live", "simulated"), ("live", "replay"), ("replay", "simulated")])
+def test_a_source_of_another_mode_is_refused_by_every_read(
+    module_database: str, library: ExperienceLibraryPostgres, tmp_path: Path, own: runs.Mode, other: runs.Mode
+) -> None:
+    names = [f"{role} of {own} and {other}".ljust(32, "-") for role in ("run", "source")]
+    run_id, source = make_run(library, names[0], own), make_run(library, names[1], other)
+    library.store_trajectory(matured(0, run_id=source))
+    query = library.embed(trajectory(0).market_state)
+    reader = ExperienceLibraryPostgres(
+        dsn=module_database, pool_size=1, run_id=run_id, experience_sources=(source,), embedder=library.embedder
+    )
+    reads: list[Callable[[], object]] = [
+        reader.get_successful_trajectories,
+        lambda: reader.find_similar_trajectories(query),
+        lambda: reader.get_matured_trajectories("technical", as_of=NOW),
+        lambda: reader.tally_by_session("technical", as_of=NOW),
+        reader.get_statistics,
+        reader.count_trajectories,
+        lambda: reader.export_trajectories(tmp_path / "rows.jsonl"),
+        reader.backfill_embeddings,
+    ]
+    for read in reads:
+        with pytest.raises(ConfigError, match=f"experience_sources: run {source} is {other}, .* {own};"):
+            read()
+    reader.close()
+
+
+def test_a_source_that_is_not_there_is_refused(module_database: str, library: ExperienceLibraryPostgres) -> None:
+    reader = ExperienceLibraryPostgres(
+        dsn=module_database, run_id=make_run(library, "7" * 32), experience_sources=("8" * 32,)
+    )
+    with pytest.raises(ConfigError, match="experience_sources: there is no run"):
+        reader.count_trajectories()
+    reader.close()
 
 
 def test_a_run_is_opened_once_and_finished_once(library) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from agents.policies.local.decisions import decision_schema, prompt_messages
 from agents.policies.local.engine import Adapter, Question
 from agents.policies.local.model import LocalModel
-from agents.policies.local.states import LOCAL_AGENTS
 from training.small_base_model import Recipe, build_base_model, pretraining_example
 from utils.artifacts import folder_digest, seal
 
@@ -38,9 +37,8 @@ def questions(count: int, seed: int = 0, **changes: Any) -> list[Question]:
     """Questions of all agents, of different lengths and schemas."""
     rng = random.Random(seed)
     found = []
-    for number in range(count):
-        agent = LOCAL_AGENTS[number % len(LOCAL_AGENTS)]
-        state = pretraining_example(rng, 0.4, agent)[1]
+    for _ in range(count):
+        agent, state, _ = pretraining_example(rng, 0.4)
         found.append(Question(tuple(prompt_messages(agent, state)), decision_schema(agent), **changes))
     return found
 

@@ -258,7 +258,7 @@ def test_secrets_stay_with_the_daemon_and_the_given_environment_wins(
 
 
 def test_launching_and_its_job_need_no_model_library(tmp_path: Path) -> None:
-    code = "import sys, json, training.launcher, training.sft.job, agents.policies.local.states; print(json.dumps([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets') if m in sys.modules]))"
+    code = "import sys, json, training.launcher, training.sft.job, training.local_models, agents.policies.local.policy; print(json.dumps([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets') if m in sys.modules]))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []
 

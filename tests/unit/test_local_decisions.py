@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +41,11 @@ STATES = {
     "strategist": "news:sell nconf:0.7 tech:strong_buy tconf:0.8 fund:na fconf:na valid:na vconf:na vote:0.3 held:8 "
     "cash:60 vol:1.5 regime:neutral",
 }
-EVIDENCE: dict[str, dict[str, float | str]] = {
-    "technical": {"rsi": 60, "trend": "up"},
-    "news": {"score": -0.8, "articles": 2},
-    "fundamental": {"value": 0.4, "view": "cheap"},
-    "strategist": {"vote": 0.3, "tech": "strong_buy"},
+CITATIONS = {
+    "technical": "rsi:60 trend:up",
+    "news": "score:-0.8 articles:2",
+    "fundamental": "value:0.4 view:cheap",
+    "strategist": "vote:0.3 tech:strong_buy",
 }
 TECHNICAL = STATES["technical"]
 
@@ -75,15 +76,20 @@ def drawn_states(agent_type: str) -> st.SearchStrategy[str]:
     return st.fixed_dictionaries(own, optional=common).map(lambda drawn: state_line(agent_type, drawn))
 
 
+def words_of(evidence: str) -> dict[str, str]:
+    return dict(word.split(":") for word in evidence.split())
+
+
 def admits(schema: dict[str, Any], value: Any) -> bool:
     """Whether the part of JSON schema that decisions use admits a value; numbers are told apart as they are written."""
     if "enum" in schema:
         return json.dumps(value) in map(json.dumps, schema["enum"])
+    if "pattern" in schema:
+        return isinstance(value, str) and re.search(schema["pattern"], value) is not None
     assert (schema["type"], schema["additionalProperties"]) == ("object", False)
     return (
         isinstance(value, dict)
-        and value.keys() <= schema["properties"].keys()
-        and set(schema.get("required", ())) <= value.keys()
+        and list(value) == schema["required"] == list(schema["properties"])
         and all(admits(schema["properties"][name], part) for name, part in value.items())
     )
 
@@ -102,10 +108,10 @@ def test_a_decision_on_any_state_survives_the_round_trip_and_is_grounded(
     text = encode_decision(recommendation, confidence, evidence)
     decision = parse_decision(text)
     assert decision is not None
-    assert decision == ParsedDecision(recommendation, round(confidence, 1), evidence)
+    assert decision == ParsedDecision(recommendation, round(confidence, 1), words_of(evidence))
     assert abs(decision.confidence - confidence) <= 0.05 + 1e-9
     assert is_grounded(state, decision) == bool(evidence)
-    assert encode_decision(decision.recommendation, decision.confidence, decision.evidence) == text
+    assert encode_decision(decision.recommendation, decision.confidence, evidence) == text
     assert admits(decision_schema(agent_type), json.loads(text))
 
 
@@ -114,36 +120,35 @@ def test_a_decision_on_any_state_survives_the_round_trip_and_is_grounded(
 @given(data=st.data())
 def test_what_is_cited_is_written_exactly_as_the_state_writes_it(agent_type: str, data: st.DataObject) -> None:
     state = data.draw(drawn_states(agent_type))
-    stated = dict(word.split(":") for word in state.split())
+    stated = words_of(state)
     cited = cited_evidence(agent_type, state)
-    assert list(cited) == [name for name in CITED[agent_type] if stated[name] != UNKNOWN]
-    for name, value in cited.items():
-        assert (value if isinstance(value, str) else json.dumps(value)) == stated[name]
+    assert cited.split() == [f"{n}:{stated[n]}" for n in CITED[agent_type] if stated[n] != UNKNOWN]
+    assert all(word in state.split() for word in cited.split())
 
 
 @pytest.mark.parametrize("agent_type", LOCAL_AGENTS)
 def test_a_truthful_decision_cites_what_is_documented(agent_type: str) -> None:
-    assert cited_evidence(agent_type, STATES[agent_type]) == EVIDENCE[agent_type]
+    assert cited_evidence(agent_type, STATES[agent_type]) == CITATIONS[agent_type]
 
 
 def test_what_is_unknown_is_not_cited() -> None:
-    assert cited_evidence("technical", state_line("technical", {"rsi": 50})) == {"rsi": 50}
-    assert cited_evidence("news", state_line("news", {})) == {}
+    assert cited_evidence("technical", state_line("technical", {"rsi": 50})) == "rsi:50"
+    assert cited_evidence("news", state_line("news", {})) == ""
 
 
 def test_quoted_headlines_are_never_cited() -> None:
     quoted = (
-        f"{state_line('news', {'articles': 3})}\n=== data a begins ===\n[n1] score:2.0 articles:30\n=== data a ends ==="
+        f"{state_line('news', {'articles': 4})}\n=== data a begins ===\n[n1] score:2.0 articles:30\n=== data a ends ==="
     )
-    assert cited_evidence("news", quoted) == {"articles": 3}
-    assert not is_grounded(quoted, ParsedDecision("buy", 0.7, {"score": 2.0}))
+    assert cited_evidence("news", quoted) == "articles:4"
+    assert not is_grounded(quoted, ParsedDecision("buy", 0.7, {"score": "2.0"}))
 
 
 def test_an_encoded_decision_is_the_documented_json() -> None:
-    assert encode_decision("buy", 0.71, {"rsi": 60, "trend": "up"}) == (
-        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":60,"trend":"up"}}'
+    assert encode_decision("buy", 0.71, "rsi:60 trend:up") == (
+        '{"recommendation":"buy","confidence":0.7,"evidence":"rsi:60 trend:up"}'
     )
-    assert encode_decision("hold", 1, {"score": -0.8}) == '{"recommendation":"hold","confidence":1.0,"evidence":{"score":-0.8}}'  # fmt: skip
+    assert encode_decision("hold", 1, "") == '{"recommendation":"hold","confidence":1.0,"evidence":""}'
 
 
 @pytest.mark.parametrize(
@@ -152,25 +157,25 @@ def test_an_encoded_decision_is_the_documented_json() -> None:
 )
 def test_an_impossible_decision_is_not_encoded(recommendation: str, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"none of|outside"):
-        encode_decision(recommendation, confidence, {})
-
-
-def test_evidence_that_json_cannot_say_is_not_encoded() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        encode_decision("buy", 0.5, {"rsi": math.nan})
+        encode_decision(recommendation, confidence, "")
 
 
 # the schema
 
 
+def citations(agent_type: str) -> list[str]:
+    """Every citation that a truthful decision of an agent can make."""
+    first, second = ([f"{n}:{word}" for word in FIELDS[agent_type][n].words()] for n in CITED[agent_type])
+    return ["", *first, *second, *(f"{one} {other}" for one in first for other in second)]
+
+
 @pytest.mark.parametrize("agent_type", LOCAL_AGENTS)
-def test_the_schema_admits_exactly_what_states_can_say(agent_type: str) -> None:
+def test_the_schema_admits_what_states_can_say_and_each_is_a_decision(agent_type: str) -> None:
     schema = decision_schema(agent_type)
-    cited = schema["properties"]["evidence"]["properties"]
-    assert tuple(cited) == CITED[agent_type]
-    for name, allowed in cited.items():
-        written = [value if isinstance(value, str) else json.dumps(value) for value in allowed["enum"]]
-        assert written == list(FIELDS[agent_type][name].words())
+    for evidence in citations(agent_type):
+        text = encode_decision("hold", 0.0, evidence)
+        assert admits(schema, json.loads(text))
+        assert parse_decision(text) == ParsedDecision("hold", 0.0, words_of(evidence))
     assert tuple(schema["properties"]["recommendation"]["enum"]) == RECOMMENDATIONS
     assert [json.dumps(value) for value in schema["properties"]["confidence"]["enum"]] == [
         "0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0",
@@ -178,24 +183,19 @@ def test_the_schema_admits_exactly_what_states_can_say(agent_type: str) -> None:
 
 
 @pytest.mark.parametrize("agent_type", LOCAL_AGENTS)
-def test_whatever_the_schema_admits_is_a_decision(agent_type: str) -> None:
-    properties = decision_schema(agent_type)["properties"]
-    for name, allowed in properties["evidence"]["properties"].items():
-        for value in allowed["enum"]:
-            text = json.dumps({"recommendation": "hold", "confidence": 0.0, "evidence": {name: value}})
-            assert parse_decision(text) == ParsedDecision("hold", 0.0, {name: value})
-
-
-def test_the_schema_keeps_the_order_in_which_examples_are_written() -> None:
-    for agent_type in LOCAL_AGENTS:
-        schema = decision_schema(agent_type)
-        example = json.loads(encode_decision("buy", 0.5, cited_evidence(agent_type, STATES[agent_type])))
-        assert list(schema["properties"]) == list(example) == schema["required"]
-        assert list(schema["properties"]["evidence"]["properties"]) == list(example["evidence"])
+def test_the_schema_admits_nothing_that_no_state_says(agent_type: str) -> None:
+    first, second = CITATIONS[agent_type].split()
+    name, value = first.split(":")
+    for evidence in (
+        f"{second} {first}", f"{first} {first}", f"{first}  {second}", f"{first} ", f" {first}", f"{first}\n{second}",
+        f"{name}:", f"{name}:{UNKNOWN}", f"{name}:{value}7", f"{name}:999", f"x{first}", f"{first} {second} {first}",
+        value, "regime:neutral", f"{first} regime:neutral", f"{first};", f"{name}:-0", f"{name}:0x5", value.replace(".", "x"),
+    ):  # fmt: skip
+        assert not admits(decision_schema(agent_type)["properties"]["evidence"], evidence), evidence
 
 
 def test_confidences_are_what_an_example_can_state() -> None:
-    stated = {json.loads(encode_decision("buy", i / 1000, {}))["confidence"] for i in range(1001)}
+    stated = {json.loads(encode_decision("buy", i / 1000, ""))["confidence"] for i in range(1001)}
     assert sorted(stated) == list(CONFIDENCES)
 
 
@@ -211,39 +211,46 @@ def test_confidences_are_what_an_example_can_state() -> None:
         "[]",
         "{}",
         '{"recommendation":"buy","confidence":0.7}',
-        '{"recommendation":"long","confidence":0.7,"evidence":{}}',
-        '{"recommendation":"Buy","confidence":0.7,"evidence":{}}',
-        '{"recommendation":null,"confidence":0.7,"evidence":{}}',
-        '{"recommendation":["buy"],"confidence":0.7,"evidence":{}}',
-        '{"recommendation":{"a":1},"confidence":0.7,"evidence":{}}',
-        '{"recommendation":"buy","confidence":1.7,"evidence":{}}',
-        '{"recommendation":"buy","confidence":-0.1,"evidence":{}}',
-        '{"recommendation":"buy","confidence":true,"evidence":{}}',
-        '{"recommendation":"buy","confidence":"0.7","evidence":{}}',
-        '{"recommendation":"buy","confidence":null,"evidence":{}}',
-        '{"recommendation":"buy","confidence":NaN,"evidence":{}}',
-        '{"recommendation":"buy","confidence":Infinity,"evidence":{}}',
-        '{"recommendation":"buy","confidence":1' + "0" * 400 + ',"evidence":{}}',
-        '{"recommendation":"buy","confidence":1' + "0" * 5000 + ',"evidence":{}}',
-        '{"recommendation":"buy","confidence":1e999,"evidence":{}}',
+        '{"recommendation":"long","confidence":0.7,"evidence":""}',
+        '{"recommendation":"Buy","confidence":0.7,"evidence":""}',
+        '{"recommendation":null,"confidence":0.7,"evidence":""}',
+        '{"recommendation":["buy"],"confidence":0.7,"evidence":""}',
+        '{"recommendation":{"a":1},"confidence":0.7,"evidence":""}',
+        '{"recommendation":"buy","confidence":1.7,"evidence":""}',
+        '{"recommendation":"buy","confidence":-0.1,"evidence":""}',
+        '{"recommendation":"buy","confidence":true,"evidence":""}',
+        '{"recommendation":"buy","confidence":"0.7","evidence":""}',
+        '{"recommendation":"buy","confidence":null,"evidence":""}',
+        '{"recommendation":"buy","confidence":NaN,"evidence":""}',
+        '{"recommendation":"buy","confidence":Infinity,"evidence":""}',
+        '{"recommendation":"buy","confidence":1' + "0" * 400 + ',"evidence":""}',
+        '{"recommendation":"buy","confidence":1' + "0" * 5000 + ',"evidence":""}',
+        '{"recommendation":"buy","confidence":1e999,"evidence":""}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":{}}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":60}}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":"rsi"}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":"rsi:"}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":":60"}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":"rsi:60  trend:up"}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":" rsi:60"}',
         '{"recommendation":"buy","confidence":0.7,"evidence":[]}',
         '{"recommendation":"buy","confidence":0.7,"evidence":null}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":[60]}}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":true}}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":null}}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{"rsi":60,"rsi":60}}',
-        '{"recommendation":"buy","recommendation":"sell","confidence":0.7,"evidence":{}}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{}} and more',
-        'so: {"recommendation":"buy","confidence":0.7,"evidence":{}}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{}}{}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{},"size":1}',
-        '{"recommendation":"buy","confidence":0.7,"evidence":{}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":["rsi:60"]}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":true}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":60}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":"rsi:60 rsi:60"}',
+        '{"recommendation":"buy","recommendation":"sell","confidence":0.7,"evidence":""}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":""} and more',
+        'so: {"recommendation":"buy","confidence":0.7,"evidence":""}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":""}{}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":"","size":1}',
+        '{"recommendation":"buy","confidence":0.7,"evidence":""',
         "```",
         "``````",
         "```json\n```",
-        '```\n{"recommendation":"buy","confidence":0.7,"evidence":{}}',
-        '```\n{"recommendation":"buy","confidence":0.7,"evidence":{}}\n``` so be it',
-        '```python\n{"recommendation":"buy","confidence":0.7,"evidence":{}}\n```',
+        '```\n{"recommendation":"buy","confidence":0.7,"evidence":""}',
+        '```\n{"recommendation":"buy","confidence":0.7,"evidence":""}\n``` so be it',
+        '```python\n{"recommendation":"buy","confidence":0.7,"evidence":""}\n```',
         "[" * 100_000,
         '{"a":' * 100_000,
     ],
@@ -259,29 +266,27 @@ def test_an_endless_fence_takes_no_time_to_refuse(text: str) -> None:
 
 
 @given(
-    st.text(max_size=60) | st.from_regex(r'\{"recommendation":"buy","confidence":[^,]{0,6},"evidence":\{[^}]{0,12}\}\}')
+    st.text(max_size=60) | st.from_regex(r'\{"recommendation":"buy","confidence":[^,]{0,6},"evidence":"[^"]{0,12}"\}')
 )
 def test_whatever_a_model_writes_is_a_sound_decision_or_none(text: str) -> None:
     decision = parse_decision(text)
     assert decision is None or (
         decision.recommendation in RECOMMENDATIONS
         and 0 <= decision.confidence <= 1
-        and all(isinstance(value, (int, float, str)) for value in decision.evidence.values())
+        and all(isinstance(value, str) and value for value in decision.evidence.values())
     )
 
 
 @pytest.mark.parametrize("wrapped", ["```json\n{}\n```\n", "```\n{}\n```", "```{}```", "  {}\n", "```json {} ```"])
 def test_a_decision_in_one_fence_or_white_space_is_read(wrapped: str) -> None:
-    body = encode_decision("sell", 0.5, {"rsi": 60})
+    body = encode_decision("sell", 0.5, "rsi:60")
     assert parse_decision(wrapped.replace("{}", body)) == parse_decision(body) is not None
 
 
 @pytest.mark.parametrize(
-    "evidence",
-    [{}, {"rsi": 62}, {"rsi": 60, "trend": "down"}, {"volume": 3}, {"rsi": "60"}, {"trend": 1}, {"trend": "na"}, {"regime": "crash"}],
-    ids=str,
-)  # fmt: skip
-def test_a_decision_that_cites_nothing_or_something_else_is_not_grounded(evidence: dict[str, float | str]) -> None:
+    "evidence", ["", "rsi:62", "rsi:60 trend:down", "volume:3", "rsi:60.0", "trend:1", "trend:na", "regime:crash"]
+)
+def test_a_decision_that_cites_nothing_or_something_else_is_not_grounded(evidence: str) -> None:
     decision = parse_decision(encode_decision("buy", 0.7, evidence))
     assert decision is not None
     assert not is_grounded(TECHNICAL, decision)
@@ -292,7 +297,7 @@ def test_what_is_unknown_grounds_nothing() -> None:
 
 
 def test_more_than_the_usual_may_be_cited_truthfully() -> None:
-    assert is_grounded(TECHNICAL, ParsedDecision("buy", 0.7, {"rsi": 60, "bb": 0.7, "regime": "neutral"}))
+    assert is_grounded(TECHNICAL, ParsedDecision("buy", 0.7, {"rsi": "60", "bb": "0.7", "regime": "neutral"}))
 
 
 # what is stored
@@ -325,7 +330,7 @@ def test_a_training_example_is_the_question_of_inference_and_its_answer(agent_ty
     messages = example_messages(Stored(agent_type, STATES[agent_type]))
     assert messages[:2] == prompt_messages(agent_type, STATES[agent_type])
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
-    assert parse_decision(messages[2]["content"]) == ParsedDecision("buy", 0.7, EVIDENCE[agent_type])
+    assert parse_decision(messages[2]["content"]) == ParsedDecision("buy", 0.7, words_of(CITATIONS[agent_type]))
 
 
 @pytest.mark.parametrize("recommendation", [None, "long"])

@@ -219,7 +219,7 @@ def test_a_strategists_state_says_what_its_documentation_says() -> None:
         strategist_output(signals={"consensus": 0.26}), market(agent_outputs=opinions, portfolio=portfolio)
     )
     assert state.startswith(
-        "news:sell nconf:0.7 tech:strong_buy tconf:0.8 fund:na fconf:na valid:na vconf:na vote:0.3 held:8 cash:60 vol:1.5"
+        "vote:0.3 news:sell nconf:0.7 tech:strong_buy tconf:0.8 fund:na fconf:na valid:na vconf:na held:8 cash:60 vol:1.5"
     )
 
 

@@ -144,7 +144,7 @@ class Seats:
                 if not isinstance(answer, tuple):
                     return answer
                 decided_on[key, answer[1]] = state
-                return json.dumps({"recommendation": answer[0], "confidence": answer[1], "evidence": {}})
+                return json.dumps({"recommendation": answer[0], "confidence": answer[1], "evidence": ""})
 
             def close(self) -> None: ...
 

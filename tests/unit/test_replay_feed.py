@@ -292,7 +292,6 @@ class TestBuildFeed:
         [
             {"feed": "finnhub"},
             {"feed": "polygon"},
-            {"feed": "simulated"},
             {"finnhub_api_key": "k1"},
             {"polygon_api_key": "k2"},
         ],

@@ -21,6 +21,7 @@ from evaluation.fault_localization import report_of
 from judge.reward_calculator import RewardCalculator
 from judge.robustness_guard import RobustnessGuard
 from orchestration.analysis import Analysis
+from orchestration.calibration import ConvictionCalibrator
 from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.execution.outcomes import OutcomeTracker
 from orchestration.execution.paper_broker import PaperBroker
@@ -204,6 +205,7 @@ class BuyEverything:
     weight: float
     closes: dict[str, float] = field(default_factory=dict)
     conflicts: ConflictAnalyzer = field(default_factory=ConflictAnalyzer)
+    calibrator: ConvictionCalibrator = field(default_factory=ConvictionCalibrator)
     reasoning: str = "fine"
 
     def analyze(self, view: Any, session: date, symbols: Any, portfolio: Portfolio) -> list[Analysis]:

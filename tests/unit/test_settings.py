@@ -163,6 +163,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key of a section": ({"risk": {"max_drawdwn": 0.1}}, r"'risk.max_drawdwn'; did you mean 'max_drawdown'\?"),
     "an unknown key of an agent": ({"agent_settings": {"news": {"enable": True}}}, r"did you mean 'enabled'\?"),
     "an unknown agent": ({"agent_settings": {"newss": {}}}, r"newss.*news"),
+    "an unknown key of the local section": ({"local": {"devise": "cpu"}}, r"'local.devise'; did you mean 'device'\?"),
+    "a device that is none": ({"local": {"device": "tpu"}}, "local.device"),
+    "a form of numbers that is none": ({"local": {"dtype": "int8"}}, "local.dtype"),
+    "a quantization that is none": ({"local": {"quantization": "8bit"}}, "local.quantization"),
+    "an empty batch": ({"local": {"max_batch": 0}}, "local.max_batch"),
+    "a window that ends before it begins": ({"local": {"merge_window_ms": -1}}, "local.merge_window_ms"),
+    "more headlines than rules ever cite": ({"local": {"headlines": 4}}, "local.headlines"),
+    "a policy of an agent that is no name": ({"agent_settings": {"news": {"policy": 5}}}, "agent_settings.news.policy"),
     "a port beyond the last": ({"metrics_port": 65536}, "metrics_port"),
     "a port in words": ({"metrics_port": "http"}, "metrics_port"),
     "an unknown feed": ({"feed": "yahoo"}, "feed"),
@@ -227,6 +235,42 @@ def test_yaml_sections_hold_settings_beside_the_choice_of_policy_and_source(bare
     assert config.agent("technical").enabled
     assert config.feed_settings.queue == 5
     assert config.risk.max_drawdown == 0.3
+
+
+def test_an_agent_thinks_as_it_is_told_else_as_all(bare) -> None:
+    system_yaml(bare, "agents: {policy: rules, technical: {policy: momentum}, news: {policy: null}}\n")
+    config = OrchestratorConfig()
+    seats = ("news", "technical", "fundamental", "strategist", "validator")
+    assert {name: config.policy_of(name) for name in seats} == {
+        **dict.fromkeys(seats, "rules"),
+        "technical": "momentum",
+    }
+    assert OrchestratorConfig(agents="local").policy_of("technical") == "momentum"
+    assert OrchestratorConfig(agent_settings={"news": {"policy": "local"}}).policy_of("technical") == "rules"
+
+
+def test_the_section_local_has_documented_defaults_and_is_read_from_yaml(bare) -> None:
+    assert OrchestratorConfig().local.model_dump() == {
+        "device": "auto", "dtype": "auto", "quantization": "none", "max_batch": 64, "merge_window_ms": 5.0, "headlines": None,
+        "server_url": None, "served_model": None,
+    }  # fmt: skip
+    system_yaml(
+        bare, "local: {device: cuda, quantization: 4bit, headlines: 2, server_url: 'http://localhost:8000/v1'}\n"
+    )
+    local = OrchestratorConfig().local
+    assert (local.device, local.quantization, local.headlines) == ("cuda", "4bit", 2)
+    assert (local.server_url, local.max_batch) == ("http://localhost:8000/v1", 64)
+
+
+@pytest.mark.parametrize(
+    ("base_model", "headlines", "quoted"),
+    [("builtin:tiny", None, 0), ("some/model", None, 3), ("builtin:tiny", 2, 2), ("some/model", 0, 0)],
+)
+def test_headlines_are_quoted_to_models_that_can_read_them_unless_a_number_is_given(
+    base_model, headlines, quoted
+) -> None:
+    config = OrchestratorConfig(learning={"base_model": base_model}, local={"headlines": headlines})
+    assert config.headlines() == quoted
 
 
 def test_the_shipped_configuration_says_the_defaults() -> None:
@@ -313,9 +357,38 @@ def test_places_ports_and_secrets_do_not_make_another_run() -> None:
     json.dumps(elsewhere.identity())
 
 
+SPELLED_OUT: list[dict[str, Any]] = [
+    {"agent_settings": {"news": {}}},
+    {"agent_settings": {"news": {"policy": None}, "technical": {"enabled": True, "timeout_s": 10.0}}},
+    {"local": {}},
+    {"local": OrchestratorConfig.model_fields["local"].default.model_dump()},
+    {"local": {"server_url": "http://localhost:8000/v1"}},
+    {"local": {"device": "auto", "headlines": None}},
+]
+
+
+@pytest.mark.parametrize("settings", SPELLED_OUT, ids=str)
+def test_settings_that_say_the_default_and_places_leave_an_older_run_the_same_run(settings) -> None:
+    identity = OrchestratorConfig(**settings).identity()
+    assert identity == OrchestratorConfig().identity()
+    assert "local" not in identity
+    assert identity["agent_settings"] == {}
+
+
+def test_an_agents_settings_without_a_policy_are_those_of_a_run_that_knew_of_none() -> None:
+    identity = OrchestratorConfig(agent_settings={"news": {"enabled": False}}).identity()
+    assert identity["agent_settings"] == {"news": {"enabled": False, "timeout_s": 10.0}}
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"local": {"dtype": "bfloat16"}},
+        {"local": {"quantization": "4bit"}},
+        {"local": {"headlines": 2}},
+        {"local": {"served_model": "another"}},
+        {"agent_settings": {"technical": {"policy": "momentum"}}},
+        {"agent_settings": {"strategist": {"policy": "rules"}}},
         {"risk": {"max_drawdown": 0.2}},
         {"execution": {"slippage_bps": 6}},
         {"decision": {"horizon": "3d"}},

@@ -24,9 +24,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "4bit"]
 
-LOAD_FAULTS = (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
-"""What transformers raises on folders that do not hold what they should."""
-
 _WINDOWED = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -82,12 +79,12 @@ class LocalModel:
             self._tokenizer = _tokenizer(base_dir)
             self._model: Any = _weights(base_dir, self.device, dtype, quantization)
             self.base_sha256 = folder_digest(base_dir)[1]
-        except _out_of_memory_types() as error:
-            raise ProviderError(
-                f"the local model in {base_dir} does not fit into the memory of {device}: {error}; take a smaller model, "
-                "a shorter dtype or 4bit quantization"
-            ) from error
-        except LOAD_FAULTS as error:
+        except _load_faults() as error:
+            if not isinstance(error, ImportError) and is_out_of_memory(error):
+                raise ProviderError(
+                    f"the local model in {base_dir} does not fit into the memory of {device}: {error}; take a smaller "
+                    "model, a shorter dtype or 4bit quantization"
+                ) from error
             raise ProviderError(f"the local model in {base_dir} cannot be loaded: {error}") from error
         config = self._model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
@@ -198,12 +195,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
 
 
-def _out_of_memory_types() -> tuple[type[BaseException], ...]:
+def _load_faults() -> tuple[type[Exception], ...]:
+    """Return what transformers raises on folders that do not hold what they should."""
+    faults = (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, MemoryError)
     try:
-        import torch
+        from safetensors import SafetensorError
     except ImportError:
-        return (MemoryError,)
-    return (torch.OutOfMemoryError, MemoryError)
+        return faults
+    return (*faults, SafetensorError)
 
 
 def _device(wanted: Device) -> str:
@@ -236,7 +235,9 @@ def _tokenizer(base_dir: Path) -> Any:
 def _weights(base_dir: Path, device: str, dtype: Precision, quantization: Quantization) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # it would write over the daemon's own
     config = AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
     if dtype != "auto":
         precision = getattr(torch, dtype)
