@@ -28,13 +28,14 @@ from agents.policies.local.decoding import generate
 from agents.policies.local.engine import Adapter, Question
 from agents.policies.local.model import LocalModel
 from agents.policies.local.states import state_line
+from training.child.training import same_base
 from training.job import TrainingResult
 from training.launcher import ChildResult, rl_command, run_training_child
 from training.rl.job import Outcome, RewardWeights, RLExample, RLHyperParameters, RLJob, load_rl_hyper_parameters
 from training.rl.rewards import CounterfactualReward, Score
 from training.sft.job import SFTJob, load_hyper_parameters
 from training.small_base_model import Recipe, build_base_model
-from utils.artifacts import verify
+from utils.artifacts import seal, verify
 from utils.errors import TrainingFailed
 
 pytestmark = pytest.mark.timeout(600)
@@ -292,13 +293,9 @@ def test_a_row_that_is_none_ends_the_run_by_its_line(bench: Bench, tmp_path: Pat
 
 
 def test_an_adapter_of_another_base_is_not_trained_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    from training.child.training import same_base
-
     base = build_base_model(bench.cache, MICRO)
     folder = bench.folder / "foreign"
     folder.mkdir()
-    from utils.artifacts import seal
-
     seal(folder, {"base_sha256": "0" * 64})
     assert not same_base(folder, verify(base).digest, "the adapter to start from")
     assert "another base model" in caplog.text

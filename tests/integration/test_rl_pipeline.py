@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from agents.policies.local.decisions import recorded_state
 from agents.policies.local.states import state_line
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import trajectories
+from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines import by_hand
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
@@ -140,7 +142,7 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
         datetime.fromisoformat(gate["first_session"]), START.timetz()
     )
     # as many as the outcomes before the cutoff: losers are learned from as well
-    assert rows == sum(1 for _ in range(135)) * len(SYMBOLS) - gate["decisions"] - 2 * HORIZON * len(SYMBOLS)
+    assert rows == 135 * len(SYMBOLS) - gate["decisions"] - 2 * HORIZON * len(SYMBOLS)
 
     assert "next after 48 h" in pipeline.readiness(at + timedelta(hours=47)).detail
     assert "of 500 new matured decisions" in pipeline.readiness(at + timedelta(hours=48)).detail
@@ -150,10 +152,6 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
 def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adapter(
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
 ) -> None:
-    import uuid
-
-    from training import training_runs
-
     pipeline = AutomatedRLPipeline(config(tmp_path, model_cache), library)
     assert pipeline._start(None, "builtin:tiny") is None
     registry = ModelRegistry(library)
