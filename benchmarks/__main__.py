@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, judges, library, local_inference, taxonomy, workflow
+from benchmarks import daemon_report, judges, library, local_inference, taxonomy, training, workflow
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
@@ -17,6 +17,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "library": library.run,
     "local": local_inference.run,
     "taxonomy": taxonomy.run,
+    "training": training.run,
     "workflow": workflow.run,
 }
 """Name of a section to what runs and prints it and returns its figures."""

@@ -127,6 +127,63 @@ class SavedDataset:
     trajectory_ids: tuple[str, ...] = ()
 
 
+def save_dataset(
+    rows: Sequence[Mapping[str, Any]], directory: Path | str, *, kind: str, form: str, rule: Any = None
+) -> SavedDataset:
+    """Write rows as ``<sha256>.jsonl`` with a manifest beside it; the same rows again are a no-op.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        JSON values; `metadata` has trajectory_id, agent_type, as_of.
+    kind, form, rule : str
+        What is trained on them, what a row holds, how they were picked; for the manifest.
+
+    Raises
+    ------
+    ValueError
+        If there is no row.
+    LibraryConflict
+        If a file of that name holds something else.
+    """
+    if not rows:
+        raise ValueError("a data set without rows is not written")
+    content = "".join(f"{canonical_json(row)}\n" for row in rows).encode()
+    dataset_id = sha256_hex(content)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, manifest_path = folder / f"{dataset_id}.jsonl", folder / f"{dataset_id}.json"
+    metadata = [row.get("metadata", {}) for row in rows]
+    times = sorted(m["as_of"] for m in metadata if m.get("as_of"))
+    saved = SavedDataset(
+        dataset_id,
+        path,
+        manifest_path,
+        len(rows),
+        times[0] if times else None,
+        times[-1] if times else None,
+        tuple(m["trajectory_id"] for m in metadata if m.get("trajectory_id")),
+    )
+    manifest = {
+        "dataset_id": dataset_id,
+        "kind": kind,
+        "format": form,
+        "agent_type": _only({m.get("agent_type") for m in metadata}),
+        "rule": rule,
+        "rows": saved.rows,
+        "from": saved.from_at,
+        "to": saved.to_at,
+        "ids": [m.get("trajectory_id") for m in metadata],
+    }
+    if path.exists():
+        if path.read_bytes() != content:
+            raise LibraryConflict(f"{path} does not hold what its name says")
+    else:
+        write_atomically(path, content)
+    write_atomically(manifest_path, json.dumps(manifest, indent=1, sort_keys=True))
+    return saved
+
+
 def render_plainly(experience: Any) -> list[Message]:
     """Render a decision without an agent's prompt: the state as JSON, the answer as JSON."""
     answer = {"recommendation": experience.recommendation, "confidence": round(float(experience.confidence), 2)}
@@ -284,42 +341,10 @@ class DataSynthesisModule:
         LibraryConflict
             If a file of that name holds something else.
         """
-        if not rows:
-            raise ValueError("a data set without rows is not written")
         plain = [row.to_chatml() if isinstance(row, SFTExample) else dict(row) for row in rows]
-        content = "".join(f"{canonical_json(row)}\n" for row in plain).encode()
-        dataset_id = sha256_hex(content)
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, manifest_path = folder / f"{dataset_id}.jsonl", folder / f"{dataset_id}.json"
-        metadata = [row.get("metadata", {}) for row in plain]
-        times = sorted(m["as_of"] for m in metadata if m.get("as_of"))
-        saved = SavedDataset(
-            dataset_id,
-            path,
-            manifest_path,
-            len(plain),
-            times[0] if times else None,
-            times[-1] if times else None,
-            tuple(m["trajectory_id"] for m in metadata if m.get("trajectory_id")),
-        )
-        manifest = {
-            "dataset_id": dataset_id,
-            "kind": "sft",
-            "format": "chatml" if "messages" in plain[0] else "alpaca",
-            "agent_type": _only({m.get("agent_type") for m in metadata}),
-            "rule": _only({m.get("rule") for m in metadata}),
-            "rows": saved.rows,
-            "from": saved.from_at,
-            "to": saved.to_at,
-            "ids": [m.get("trajectory_id") for m in metadata],
-        }
-        if path.exists():
-            if path.read_bytes() != content:
-                raise LibraryConflict(f"{path} does not hold what its name says")
-        else:
-            write_atomically(path, content)
-        write_atomically(manifest_path, json.dumps(manifest, indent=1, sort_keys=True))
+        rule = _only({row.get("metadata", {}).get("rule") for row in plain})
+        form = "chatml" if plain and "messages" in plain[0] else "alpaca"
+        saved = save_dataset(plain, directory, kind="sft", form=form, rule=rule)
         self._saved.append(saved)
         return saved
 

@@ -26,7 +26,7 @@ from utils.errors import TrainingFailed
 from utils.logs import logger
 
 ProgressEvent = Mapping[str, Any]
-"""A JSON object of the child with the key `event`; see `training.sft.train_adapter` for its fields."""
+"""A JSON object of the child with the key `event`; see `training.child.session` for its fields."""
 
 TICK_S = 0.2
 """How often a silent child is looked at: the delay with which a stop or a time-out takes effect."""
@@ -62,9 +62,22 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+SFT_CHILD = "training.sft.train_adapter"
+RL_CHILD = "training.rl.train_policy"
+
+
 def sft_command(job_path: Path, accelerate_config: Path | None = None) -> list[str]:
-    """Return the command that trains the job: one process, or what an accelerate configuration says."""
-    module = ["-m", "training.sft.train_adapter", str(job_path)]
+    """Return the command that fine-tunes by the job: one process, or what an accelerate configuration says."""
+    return _command(SFT_CHILD, job_path, accelerate_config)
+
+
+def rl_command(job_path: Path, accelerate_config: Path | None = None) -> list[str]:
+    """Return the command that trains a policy by the job: one process, or what an accelerate configuration says."""
+    return _command(RL_CHILD, job_path, accelerate_config)
+
+
+def _command(child: str, job_path: Path, accelerate_config: Path | None) -> list[str]:
+    module = ["-m", child, str(job_path)]
     if accelerate_config is None:
         return [sys.executable, *module]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]

@@ -223,6 +223,9 @@ class LearningSettings(Section):
     sft_agents: tuple[Literal["news", "technical", "fundamental"], ...] = Field(
         ("news", "technical", "fundamental"), description="juniors that are fine-tuned"
     )
+    rl_agents: tuple[Literal["news", "technical", "fundamental", "strategist"], ...] = Field(
+        ("strategist",), description="agents whose local model learns by reinforcement"
+    )
     holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
     base_model: str = Field(

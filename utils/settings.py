@@ -111,6 +111,7 @@ class OrchestratorConfig(BaseModel):
     sft_min_trajectories: Annotated[int, Field(ge=1)] = 100
     rl_min_trajectories: Annotated[int, Field(ge=1)] = 500
     sft_retrain_interval_hours: NonNegative = 24.0
+    rl_retrain_interval_hours: NonNegative = 48.0
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     metrics_host: str = "127.0.0.1"
     health_check_interval_seconds: Positive = 60.0

@@ -11,6 +11,7 @@ import psycopg
 
 from data_pipeline.library.trajectories import json_value
 from utils.errors import ConfigError
+from utils.ids import ADHOC_RUN
 
 Mode = Literal["live", "replay", "simulated"]
 
@@ -48,6 +49,13 @@ def get(cursor: psycopg.Cursor[Any], run_id: str) -> Run | None:
     )
     row = cursor.fetchone()
     return Run(row[0].strip(), *row[1:]) if row else None
+
+
+def newest(cursor: psycopg.Cursor[Any]) -> Run | None:
+    """Return the daemon's run that was started last, None before the first."""
+    cursor.execute("SELECT run_id FROM runs WHERE run_id <> %s ORDER BY created_at DESC, run_id LIMIT 1", (ADHOC_RUN,))
+    row = cursor.fetchone()
+    return get(cursor, row[0].strip()) if row else None
 
 
 def check_sources(cursor: psycopg.Cursor[Any], run_id: str, sources: Sequence[str]) -> None:

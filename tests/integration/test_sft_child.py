@@ -29,8 +29,9 @@ from agents.policies.local.engine import Adapter, Question
 from agents.policies.local.model import LocalModel
 from agents.policies.local.server import LocalInferenceServer
 from agents.policies.local.states import state_values, technical_state_text
+from training.job import TrainingResult
 from training.launcher import ChildResult, run_training_child, sft_command
-from training.sft.job import SFTHyperParameters, SFTJob, SFTResult, load_hyper_parameters
+from training.sft.job import SFTHyperParameters, SFTJob, load_hyper_parameters
 from training.sft.train_adapter import token_lengths
 from training.small_base_model import Recipe, build_base_model
 from utils.artifacts import verify
@@ -130,14 +131,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def trained(bench: Bench) -> tuple[SFTResult, list[dict[str, Any]]]:
+def trained(bench: Bench) -> tuple[TrainingResult, list[dict[str, Any]]]:
     events: list[Any] = []
     child = bench.launch("first", on_progress=events.append)
-    return SFTResult.model_validate(child.result), events
+    return TrainingResult.model_validate(child.result), events
 
 
 def test_a_run_reports_its_stages_and_leaves_a_sealed_adapter_and_an_answer_a_question(
-    bench: Bench, trained: tuple[SFTResult, list[dict[str, Any]]]
+    bench: Bench, trained: tuple[TrainingResult, list[dict[str, Any]]]
 ) -> None:
     result, events = trained
     assert list(dict.fromkeys(event["stage"] for event in events)) == ["pretrain", "sft", "evaluate"]
@@ -157,14 +158,16 @@ def test_a_run_reports_its_stages_and_leaves_a_sealed_adapter_and_an_answer_a_qu
     assert not (bench.folder / "first" / "work").exists()
 
 
-def test_an_adapter_names_no_path_of_the_machine(bench: Bench, trained: tuple[SFTResult, list[dict[str, Any]]]) -> None:
+def test_an_adapter_names_no_path_of_the_machine(
+    bench: Bench, trained: tuple[TrainingResult, list[dict[str, Any]]]
+) -> None:
     folder = trained[0].adapter_dir
     for name in ("adapter_config.json", "README.md"):
         assert str(bench.folder) not in (folder / name).read_text()
 
 
 def test_a_run_stopped_and_killed_leaves_nothing_half_done_and_resumes_to_the_same_bytes(
-    bench: Bench, trained: tuple[SFTResult, list[dict[str, Any]]]
+    bench: Bench, trained: tuple[TrainingResult, list[dict[str, Any]]]
 ) -> None:
     output = bench.folder / "second"
 
@@ -191,7 +194,7 @@ def test_a_run_stopped_and_killed_leaves_nothing_half_done_and_resumes_to_the_sa
     shutil.copytree(torn, half)
     (half / "adapter_model.safetensors").write_bytes(b"torn")
 
-    result = SFTResult.model_validate(bench.launch("second").result)
+    result = TrainingResult.model_validate(bench.launch("second").result)
     assert 0 < result.metrics["resumed_from_step"] < 15
     assert result.base_sha256 == trained[0].base_sha256
     assert result.adapter_sha256 == trained[0].adapter_sha256
@@ -206,7 +209,7 @@ def _is_child_of_this_process(entry: Path, argument: str) -> bool:
 
 
 def test_a_served_adapter_answers_as_it_did_when_it_was_examined(
-    bench: Bench, trained: tuple[SFTResult, list[dict[str, Any]]]
+    bench: Bench, trained: tuple[TrainingResult, list[dict[str, Any]]]
 ) -> None:
     result, _ = trained
     asked = [json.loads(line)["messages"] for line in bench.holdout.read_text().splitlines()]
@@ -227,7 +230,7 @@ def test_a_served_adapter_answers_as_it_did_when_it_was_examined(
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "config", "unsealed", "other"])
 def test_an_adapter_that_is_not_the_recorded_one_is_refused(
-    trained: tuple[SFTResult, list[dict[str, Any]]], tmp_path: Path, damage: str
+    trained: tuple[TrainingResult, list[dict[str, Any]]], tmp_path: Path, damage: str
 ) -> None:
     result, _ = trained
     folder = tmp_path / "adapter"
@@ -253,7 +256,9 @@ def test_an_adapter_that_is_not_the_recorded_one_is_refused(
         server.close()
 
 
-def test_an_adapter_is_not_put_on_another_base(trained: tuple[SFTResult, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_an_adapter_is_not_put_on_another_base(
+    trained: tuple[TrainingResult, list[dict[str, Any]]], tmp_path: Path
+) -> None:
     result, _ = trained
     other = build_base_model(tmp_path, MICRO)
     server = LocalInferenceServer(LocalModel(other, "cpu"))

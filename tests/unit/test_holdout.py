@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.library.outcomes import SessionTally
-from training.pipelines.holdout import split_by_time, usable_successes
+from training.pipelines.holdout import split_by_time, usable_calls
+from training.pipelines.trigger import SFTPipelineConfig
 
 START = datetime(2014, 1, 1, 21, tzinfo=UTC)
 HORIZON = 5
@@ -28,7 +29,7 @@ def test_the_latest_sessions_are_held_out_and_training_ends_two_horizons_before(
     assert (split.holdout_sessions, split.holdout_decisions) == (60, 240)
     assert split.train_end == rows[35].as_of
     # decisions of day 29 matured on day 34, those of day 30 on day 35: too late
-    assert usable_successes(rows, split, None) == 30 * 2
+    assert usable_calls(rows, split, None, SFTPipelineConfig.count) == 30 * 2
 
 
 def test_few_decisions_a_session_hold_out_more_sessions() -> None:
@@ -40,14 +41,14 @@ def test_a_short_history_leaves_nothing_to_train_on() -> None:
     rows = tallies([4] * 62)
     split = split_by_time(rows, 60, 200, HORIZON)
     assert split.train_end is None
-    assert usable_successes(rows, split, None) == 0
+    assert usable_calls(rows, split, None, SFTPipelineConfig.count) == 0
     assert split_by_time([], 60, 200, HORIZON).holdout_sessions == 0
 
 
 def test_successes_before_the_last_cutoff_are_not_new() -> None:
     rows = tallies([4] * 100)
     split = split_by_time(rows, 60, 200, HORIZON)
-    assert usable_successes(rows, split, rows[20].matured_at) == 10 * 2
+    assert usable_calls(rows, split, rows[20].matured_at, SFTPipelineConfig.count) == 10 * 2
 
 
 @given(st.lists(st.integers(1, 45), min_size=1, max_size=200), st.integers(1, 80), st.integers(1, 400))

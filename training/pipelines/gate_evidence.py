@@ -12,6 +12,7 @@ from agents.policies.local.decisions import is_grounded, parse_decision
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.gate import GateEvidence, PairedDecision
 from judge.reward_calculator import RewardCalculator, TradingOutcome
+from training.executable import executable
 from utils.schema import direction
 
 
@@ -28,12 +29,13 @@ class Call:
 NO_CALL = Call("hold", 0.0, valid=False, grounded=False)
 
 
-def read_call(state_text: str, answer: str) -> Call:
-    """Return the opinion that a model's answer to a state holds."""
+def read_call(agent_type: str, state_text: str, answer: str) -> Call:
+    """Return the opinion that a model's answer to a state holds, as it would have been carried out."""
     decision = parse_decision(answer)
     if decision is None:
         return NO_CALL
-    return Call(decision.recommendation, decision.confidence, True, is_grounded(state_text, decision))
+    taken = executable(agent_type, state_text, decision.recommendation, decision.confidence)
+    return Call(taken, decision.confidence, True, is_grounded(state_text, decision))
 
 
 def stored_call(row: Trajectory) -> Call:

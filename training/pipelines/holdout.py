@@ -6,7 +6,7 @@ experiences themselves. Nothing of the held-out period, nor of the horizon befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -59,10 +59,12 @@ def split_by_time(
     return Split(train_end, tallies[first].as_of, len(tallies) - first, decisions)
 
 
-def usable_successes(tallies: Sequence[SessionTally], split: Split, since: datetime | None) -> int:
-    """Return the successes of the training part whose outcome matured at or after `since`."""
+def usable_calls(
+    tallies: Sequence[SessionTally], split: Split, since: datetime | None, count: Callable[[SessionTally], int]
+) -> int:
+    """Return how many calls of the training part count whose outcome matured at or after `since`."""
     return sum(
-        tally.successes
+        count(tally)
         for tally in tallies
         if split.train_end is not None
         and tally.matured_at < split.train_end

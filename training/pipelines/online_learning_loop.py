@@ -7,7 +7,7 @@ it has a thread that checks at an interval. What it knows of the past stands in 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,10 @@ from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library_access import open_library
 from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
-from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
+from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
+from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
+from training.pipelines.training_pipeline import TrainingPipeline
+from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryUnavailable
 from utils.logs import logger
@@ -53,7 +56,8 @@ class OnlineLearningLoop:
     ----------
     config : OnlineLearningConfig
     library : ExperienceLibraryPostgres
-    pipelines : list of AutomatedSFTPipeline
+    pipelines : list of TrainingPipeline
+        In the order in which they are checked: of an agent, fine-tuning comes before reinforcement learning.
     clock : Clock
         Of `start`'s own thread.
 
@@ -69,7 +73,7 @@ class OnlineLearningLoop:
         self,
         config: OnlineLearningConfig,
         library: ExperienceLibraryPostgres,
-        pipelines: list[AutomatedSFTPipeline],
+        pipelines: Sequence[TrainingPipeline[Any]],
         clock: Clock,
         *,
         owns_library: bool = False,
@@ -87,7 +91,7 @@ class OnlineLearningLoop:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._last_check: datetime | None = None
-        self._details: dict[str, str] = {}
+        self._details: dict[tuple[str, str], str] = {}
         self._recent: list[dict[str, Any]] = []
         self._trainings = 0
         self.progress: Mapping[str, Any] | None = None
@@ -111,6 +115,7 @@ class OnlineLearningLoop:
             sft_min_new_trajectories=settings.sft_min_trajectories,
             sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
             rl_min_new_trajectories=settings.rl_min_trajectories,
+            rl_retrain_interval_hours=settings.rl_retrain_interval_hours,
         )
         pipelines = _pipelines(settings, library, clock, derived_ids=derived_ids, deploy=deploy, telemetry=telemetry)
         return cls(config, library, pipelines, clock, deploy=deploy)
@@ -122,7 +127,8 @@ class OnlineLearningLoop:
 
     def restore_champions(self) -> list[ModelVersion]:
         """Deploy the champions that the run has; returns them."""
-        found = [v for p in self._pipelines if (v := self._registry.champion(p.config.agent_type)) is not None]
+        agents = dict.fromkeys(p.config.agent_type for p in self._pipelines)
+        found = [version for agent in agents if (version := self._registry.champion(agent)) is not None]
         for version in found:
             self._deploy(version)
         return found
@@ -141,7 +147,7 @@ class OnlineLearningLoop:
             if self._stop.is_set():
                 return
             result = pipeline.run_pipeline(at=at)
-            self._details[pipeline.config.agent_type] = str(
+            self._details[pipeline.kind, pipeline.config.agent_type] = str(
                 result.get("skipped") or result.get("error") or result.get("verdict")
             )
             if result["run_id"] is not None:
@@ -172,19 +178,13 @@ class OnlineLearningLoop:
         """Return the part of the status that needs no query."""
         triggers = [
             {
-                "kind": "sft",
-                "agent_type": agent,
-                "needed": self.config.sft_min_new_trajectories,
-                "detail": self._details.get(agent, "not checked yet"),
+                "kind": pipeline.kind,
+                "agent_type": pipeline.config.agent_type,
+                "needed": pipeline.config.min_new_trajectories,
+                "detail": self._details.get((pipeline.kind, pipeline.config.agent_type), "not checked yet"),
             }
-            for agent in (p.config.agent_type for p in self._pipelines)
+            for pipeline in self._pipelines
         ]
-        triggers.append(
-            {
-                "kind": "rl", "agent_type": "strategist", "needed": self.config.rl_min_new_trajectories,
-                "detail": "blocked: reinforcement learning of the strategist is not part of this version",
-            }
-        )  # fmt: skip
         return {
             "training_log_count": self._trainings,
             "recent_trainings": self._recent,
@@ -274,6 +274,8 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
         data_dir=config.data_dir,
         sft_min_trajectories=config.sft_min_new_trajectories,
         sft_retrain_interval_hours=config.sft_retrain_interval_hours,
+        rl_min_trajectories=config.rl_min_new_trajectories,
+        rl_retrain_interval_hours=config.rl_retrain_interval_hours,
         **({key: value for key, value in host.items() if value is not None} if config.db_host else {}),
     )
     library = open_library(settings)
@@ -290,9 +292,9 @@ def _pipelines(
     *,
     derived_ids: bool = False,
     **options: Any,
-) -> list[AutomatedSFTPipeline]:
-    """Return the configured pipelines; `options` are those of `AutomatedSFTPipeline`."""
-    return [
+) -> list[TrainingPipeline[Any]]:
+    """Return the configured pipelines, fine-tuning first; `options` are those of `TrainingPipeline`."""
+    tuning = (
         AutomatedSFTPipeline(
             SFTPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
             library,
@@ -300,4 +302,14 @@ def _pipelines(
             **options,
         )
         for agent_type in settings.learning.sft_agents
-    ]
+    )
+    reinforcing = (
+        AutomatedRLPipeline(
+            RLPipelineConfig.from_settings(settings, agent_type, derived_ids=derived_ids),
+            library,
+            clock=clock,
+            **options,
+        )
+        for agent_type in settings.learning.rl_agents
+    )
+    return [*tuning, *reinforcing]

@@ -1,134 +1,43 @@
-"""What a fine-tuning run is asked and what it answers: the files between the daemon and the training child.
+"""What a fine-tuning run is asked: the job file of `training.sft.train_adapter` and its hyper-parameters.
 
-Written by whoever launches a run, read by `training.sft.train_adapter`. Imports no model library, so that the daemon can.
+Written by whoever launches a run. Imports no model library, so that the daemon can.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from agents.policies.local.decisions import prompt_hash
-from training.small_base_model import Recipe
-from utils.errors import ConfigError, nearest
-from utils.hashing import content_hash, file_sha256
-from utils.settings import BUILTIN_TINY
+from training.job import CONFIG, Count, HyperParameters, Positive, TrainingJob, read_hyper_parameters
 
-DEFAULT_CONFIG = Path(__file__).parents[2] / "config" / "training" / "sft_config.yaml"
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+DEFAULT_CONFIG = CONFIG / "sft_config.yaml"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SFTHyperParameters(_Frozen):
+class SFTHyperParameters(HyperParameters):
     """How the adapter is trained; the keys of ``config/training/sft_config.yaml``, where each is explained."""
 
-    lora_r: Count = 16
-    lora_alpha: Count = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: str | tuple[str, ...] = "all-linear"
     learning_rate: Positive = 2e-4
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Positive = 1.0
     epochs: Count = 3
     batch_size: Count = 8
     max_length: Count = 512
-    save_steps: Count = 50
-    use_cpu: bool = False
 
 
-class SFTJob(_Frozen):
-    """One fine-tuning run.
+class SFTJob(TrainingJob):
+    """One fine-tuning run; each line of its data set has `messages`, the last one the assistant's."""
 
-    Attributes
-    ----------
-    dataset : Path
-        JSONL; each line has `messages`, the last one the assistant's.
-    holdout : Path, optional
-        JSONL of {"key": str, "messages": [system, user]}; the trained model answers each.
-    champion_adapter : Path, optional
-        The adapter that serves now; it answers the held-out states too, so that both are examined alike.
-    output_dir : Path
-        Receives `adapter/`, `predictions.jsonl`, `result.json`; `work/` holds checkpoints until the end.
-    base_recipe : Recipe, optional
-        Of ``builtin:tiny``; None is the default one.
-    """
-
-    job_id: str = Field(min_length=1)
-    agent_type: Literal["technical", "news", "fundamental", "strategist"] = "technical"
-    base_model: str = BUILTIN_TINY
-    cache_dir: Path
-    dataset: Path
-    holdout: Path | None = None
-    champion_adapter: Path | None = None
-    output_dir: Path
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     hyper_parameters: SFTHyperParameters = SFTHyperParameters()
-    base_recipe: Recipe | None = None
 
-    def training_identity(self, base_sha256: str) -> str:
-        """Return the hash of all that the weights follow from; a checkpoint of another identity is never resumed."""
-        return content_hash(
-            [
-                base_sha256,
-                file_sha256(self.dataset),
-                self.seed,
-                self.hyper_parameters.model_dump(mode="json"),
-                prompt_hash(self.agent_type),
-            ]
-        )
-
-
-class SFTResult(_Frozen):
-    """What a completed run left behind; `result.json` exists only then.
-
-    `adapter_sha256` is the digest over all files of `adapter_dir`; `metrics` has final_loss, steps, examples, tokens
-    (seen in training), wall_s (of training), total_wall_s, resumed_from_step.
-    """
-
-    state: Literal["completed"] = "completed"
-    job_id: str
-    base_model: str
-    base_dir: Path
-    base_sha256: str
-    adapter_dir: Path
-    adapter_sha256: str
-    prompt_sha256: str
-    predictions: Path | None
-    champion_predictions: Path | None = None
-    metrics: dict[str, float]
+    @property
+    def algorithm(self) -> str:
+        """What the training is, in words for the record of the run."""
+        return "supervised fine-tuning of a LoRA adapter"
 
 
 def load_hyper_parameters(base_model: str, path: Path = DEFAULT_CONFIG) -> SFTHyperParameters:
-    """Read the hyper-parameters for a base model; a profile without a revision holds for all of them.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or a key is unknown or its value impossible.
-    """
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not content.keys() <= {"defaults", "profiles"}:
-        raise ConfigError(f"{path} must hold the sections defaults and profiles, and nothing else")
-    profiles = content.get("profiles") or {}
-    profile = profiles.get(base_model) or profiles.get(base_model.partition("@")[0])
-    merged = {**(content.get("defaults") or {}), **(profile or {})}
-    try:
-        return SFTHyperParameters.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        hint = nearest(key, SFTHyperParameters.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"{path}: {key}: {first['msg']}{hint}") from error
+    """Read the hyper-parameters of fine-tuning for a base model; a ConfigError names what is wrong with the file."""
+    return read_hyper_parameters(SFTHyperParameters, base_model, path)

@@ -1,4 +1,4 @@
-"""When fine-tuning starts: on tallies and past runs alone, a year of instants in no time."""
+"""When a training starts: on tallies and past runs alone, a year of instants in no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data_pipeline.library.outcomes import SessionTally
-from training.pipelines.sft_trigger import Readiness, SFTPipelineConfig, assess
+from training.pipelines.trigger import Readiness, RLPipelineConfig, SFTPipelineConfig, assess
 from training.training_runs import TrainingRun
 
 START = datetime(2014, 1, 1, 21, tzinfo=UTC)
@@ -38,7 +38,7 @@ def ready(days: int, past: list[TrainingRun], now: datetime, *, force: bool = Fa
 def test_a_hundred_successes_before_the_held_out_period_make_it_ready() -> None:
     found = ready(90, [], at(95))
     assert found.ready
-    assert found.new_successes == 20 * 5
+    assert found.new_calls == 20 * 5
     assert found.split is not None
     assert found.split.holdout_sessions == 60
 
@@ -53,7 +53,7 @@ def test_after_a_completed_run_only_what_it_has_not_seen_counts() -> None:
     last = run("completed", at(95), data_cutoff=at(25))
     found = ready(105, [last], at(110))
     assert not found.ready
-    assert found.new_successes == 15 * 5
+    assert found.new_calls == 15 * 5
     assert ready(110, [last], at(115)).ready
 
 
@@ -87,3 +87,14 @@ def test_the_experiences_are_not_counted_before_it_is_time() -> None:
         raise AssertionError("asked too early")
 
     assert not assess(CONFIG, [run("completed", at(95))], never, at(95.5)).ready
+
+
+def test_reinforcement_learning_waits_for_500_decisions_won_or_lost_and_for_two_days() -> None:
+    config = RLPipelineConfig()
+    found = assess(config, [], lambda: tallies(119, successes=0), at(124))
+    assert found.detail == "490 of 500 new matured decisions before the held-out period"
+    found = assess(config, [], lambda: tallies(120, successes=0), at(125))
+    assert (found.ready, found.new_calls) == (True, 500)
+    last = run("completed", at(125), data_cutoff=at(55))
+    assert "next after 48 h" in assess(config, [last], lambda: tallies(300), at(126.9)).detail
+    assert assess(config, [last], lambda: tallies(300), at(127)).ready

@@ -1,4 +1,4 @@
-"""When to fine-tune: the trigger of one agent, decided on what the database says of the past, and in words.
+"""When to train: the trigger of one pipeline, decided on what the database says of the past, and in words.
 
 Pure functions; the pipeline hands in its past runs and the tallies of matured calls. A training whose gate could only
 answer "insufficient evidence" is not started.
@@ -10,25 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any, ClassVar
 
 from data_pipeline.library.outcomes import SessionTally
-from training.pipelines.holdout import Split, split_by_time, usable_successes
+from training.pipelines.holdout import Split, split_by_time, usable_calls
 from training.training_runs import TrainingRun
 from utils.clock import isoformat
-from utils.settings import OrchestratorConfig
+from utils.settings import BUILTIN_TINY, OrchestratorConfig
 
 FIRST_RETRY = timedelta(hours=1)
 LONGEST_RETRY = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
-class SFTPipelineConfig:
-    """What the pipeline needs to know.
+class PipelineConfig:
+    """What a training pipeline needs to know, whatever it optimises.
 
     Attributes
     ----------
     min_new_trajectories : int
-        Successes that training may use and no completed run has seen.
+        What training may use and no completed run of the kind has seen; what of it counts is the kind's affair.
     retrain_interval_hours : float
         Between two completed runs, on the Clock.
     holdout_sessions, holdout_decisions : int
@@ -37,14 +38,20 @@ class SFTPipelineConfig:
         Of the outcomes; purge and embargo are each as long.
     one_way_cost : float
         Of a trade, fraction of its value.
+    hyper_parameters : Path, optional
+        YAML file; the kind's own in ``config/training`` by default.
     derived_ids : bool
         In a replay identities follow from the run and the content; elsewhere they are time-ordered.
     """
 
+    kind: ClassVar[str]
+    counted: ClassVar[str]
+    """What of an agent's matured calls is counted, in words."""
+
     agent_type: str = "technical"
     data_dir: Path = Path("var")
     cache_dir: Path = Path("var/models/base")
-    base_model: str = "builtin:tiny"
+    base_model: str = BUILTIN_TINY
     min_new_trajectories: int = 100
     retrain_interval_hours: float = 24.0
     holdout_sessions: int = 60
@@ -53,26 +60,77 @@ class SFTPipelineConfig:
     one_way_cost: float = 8e-4
     timeout_s: float = 3600.0
     seed: int = 42
+    hyper_parameters: Path | None = None
     derived_ids: bool = False
+
+    @staticmethod
+    def count(tally: SessionTally) -> int:
+        """Return how many calls of a session count."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class SFTPipelineConfig(PipelineConfig):
+    """What the fine-tuning pipeline needs to know; it counts successes."""
+
+    kind: ClassVar[str] = "sft"
+    counted: ClassVar[str] = "successes"
+
+    @staticmethod
+    def count(tally: SessionTally) -> int:
+        """Return a session's successes."""
+        return tally.successes
 
     @classmethod
     def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> SFTPipelineConfig:
         """Return the pipeline's part of the daemon's configuration."""
         return cls(
-            agent_type=agent_type,
-            data_dir=config.data_dir,
-            cache_dir=config.model_cache_dir or config.data_dir / "models" / "base",
-            base_model=config.learning.base_model,
             min_new_trajectories=config.sft_min_trajectories,
             retrain_interval_hours=config.sft_retrain_interval_hours,
-            holdout_sessions=config.learning.holdout_sessions,
-            holdout_decisions=config.learning.holdout_decisions,
-            horizon_sessions=config.decision.horizon_sessions,
-            one_way_cost=config.execution.one_way_cost,
-            timeout_s=config.learning.train_timeout_s,
-            seed=config.random_state,
-            derived_ids=derived_ids,
+            **_shared(config, agent_type, derived_ids),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RLPipelineConfig(PipelineConfig):
+    """What the reinforcement-learning pipeline needs to know; winners and losers count alike."""
+
+    kind: ClassVar[str] = "rl"
+    counted: ClassVar[str] = "matured decisions"
+
+    agent_type: str = "strategist"
+    min_new_trajectories: int = 500
+    retrain_interval_hours: float = 48.0
+
+    @staticmethod
+    def count(tally: SessionTally) -> int:
+        """Return a session's decisions."""
+        return tally.decisions
+
+    @classmethod
+    def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> RLPipelineConfig:
+        """Return the pipeline's part of the daemon's configuration."""
+        return cls(
+            min_new_trajectories=config.rl_min_trajectories,
+            retrain_interval_hours=config.rl_retrain_interval_hours,
+            **_shared(config, agent_type, derived_ids),
+        )
+
+
+def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> dict[str, Any]:
+    return {
+        "agent_type": agent_type,
+        "data_dir": config.data_dir,
+        "cache_dir": config.model_cache_dir or config.data_dir / "models" / "base",
+        "base_model": config.learning.base_model,
+        "holdout_sessions": config.learning.holdout_sessions,
+        "holdout_decisions": config.learning.holdout_decisions,
+        "horizon_sessions": config.decision.horizon_sessions,
+        "one_way_cost": config.execution.one_way_cost,
+        "timeout_s": config.learning.train_timeout_s,
+        "seed": config.random_state,
+        "derived_ids": derived_ids,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,62 +138,62 @@ class Readiness:
     """Whether a training may start, and in words what it waits for."""
 
     ready: bool
-    new_successes: int
+    new_calls: int
     detail: str
     split: Split | None = None
 
 
 def assess(
-    config: SFTPipelineConfig,
+    config: PipelineConfig,
     past: Sequence[TrainingRun],
     tally: Callable[[], Sequence[SessionTally]],
     at: datetime,
     *,
     force: bool = False,
 ) -> Readiness:
-    """Say whether to train now: enough time, enough new successes, and a held-out period that allows a verdict.
+    """Say whether to train now: enough time, enough new {config.counted}, and a held-out period that allows a verdict.
 
     Parameters
     ----------
     past : sequence of TrainingRun
-        The agent's runs, newest first. One that is still running and began at `at` was cut off by a kill: it goes on.
+        The agent's runs of the kind, newest first. One that is still running and began at `at` was cut off by a kill: it goes on.
     tally : callable
         Reads the matured calls by session; asked only if it is time.
     force : bool
-        Neither wait for the interval nor for new successes.
+        Neither wait for the interval nor for new calls.
     """
     if any(run.state == "running" and run.started_at == at for run in past):
         tallies = tally()
         split = _split(config, tallies)
-        usable = usable_successes(tallies, split, None)
+        usable = usable_calls(tallies, split, None, config.count)
         return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split)
     last = next((run for run in past if run.state == "completed"), None)
     if not force and (wait := _must_wait(config, past, last, at)):
         return Readiness(False, 0, wait)
     tallies = tally()
     since = last.data_cutoff if last and not force else None
-    new = sum(row.successes for row in tallies if since is None or row.matured_at >= since)
+    new = sum(config.count(row) for row in tallies if since is None or row.matured_at >= since)
     if not force and new < config.min_new_trajectories:
-        return Readiness(False, new, f"{new} of {config.min_new_trajectories} new successes")
+        return Readiness(False, new, f"{new} of {config.min_new_trajectories} new {config.counted}")
     split = _split(config, tallies)
     enough = split.holdout_sessions >= config.holdout_sessions and split.holdout_decisions >= config.holdout_decisions
     if not enough or split.train_end is None:
         wanted = f"the gate needs {config.holdout_sessions} held-out sessions and {config.holdout_decisions} decisions"
         there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
         return Readiness(False, new, f"{wanted}; {there}")
-    usable = usable_successes(tallies, split, since)
+    usable = usable_calls(tallies, split, since, config.count)
     if usable < (1 if force else config.min_new_trajectories):
-        detail = f"{usable} of {config.min_new_trajectories} new successes before the held-out period"
+        detail = f"{usable} of {config.min_new_trajectories} new {config.counted} before the held-out period"
         return Readiness(False, usable, detail)
-    return Readiness(True, usable, f"{usable} new successes, {split.holdout_sessions} sessions held out", split)
+    return Readiness(True, usable, f"{usable} new {config.counted}, {split.holdout_sessions} sessions held out", split)
 
 
-def _split(config: SFTPipelineConfig, tallies: Sequence[SessionTally]) -> Split:
+def _split(config: PipelineConfig, tallies: Sequence[SessionTally]) -> Split:
     return split_by_time(tallies, config.holdout_sessions, config.holdout_decisions, config.horizon_sessions)
 
 
 def _must_wait(
-    config: SFTPipelineConfig, past: Sequence[TrainingRun], last: TrainingRun | None, at: datetime
+    config: PipelineConfig, past: Sequence[TrainingRun], last: TrainingRun | None, at: datetime
 ) -> str | None:
     """Return what to wait for: the interval after a success, the growing pause after failures."""
     interval = timedelta(hours=config.retrain_interval_hours)

@@ -1,0 +1,74 @@
+"""Trains one agent's local model on what its decisions would have been worth, and lets the gate decide whether it serves.
+
+Called by the learning loop after fine-tuning, and by hand through `run_automated_rl_pipeline` or ``python -m training.rl``.
+Winners and losers are learned from alike: what counts is the state and what the instrument did, not what was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data_pipeline.data_synthesis import SavedDataset, save_dataset
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from training.job import TrainingJob
+from training.launcher import rl_command
+from training.pipelines.training_pipeline import TrainingPipeline
+from training.pipelines.trigger import RLPipelineConfig
+from training.rl.dataset import counterfactual_examples
+from training.rl.job import GRPO_CONFIG, RLJob, load_rl_hyper_parameters
+from utils.errors import TrainingFailed
+
+
+class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
+    """One agent's reinforcement learning, from trigger to verdict; see `TrainingPipeline` for the parameters."""
+
+    kind: ClassVar[str] = "rl"
+
+    def __init__(
+        self,
+        config: RLPipelineConfig | None = None,
+        library: ExperienceLibraryPostgres | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(config or RLPipelineConfig(), library, **options)
+
+    def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
+        matured = self._library.get_matured_trajectories(self.config.agent_type, as_of=train_end)
+        examples = counterfactual_examples(
+            matured,
+            market_regime,
+            horizon_sessions=self.config.horizon_sessions,
+            round_trip_cost=2 * self.config.one_way_cost,
+        )
+        if not examples:
+            raise TrainingFailed("there is no matured decision with a readable state in the training period")
+        rows = [example.model_dump(mode="json") for example in examples]
+        return save_dataset(rows, self.config.data_dir / "datasets", kind="rl", form="outcomes", rule="all")
+
+    def _job(self, common: Mapping[str, Any]) -> TrainingJob:
+        path = self.config.hyper_parameters or GRPO_CONFIG
+        hyper = load_rl_hyper_parameters(self.config.base_model, path)
+        start = self._start(common["champion_adapter"], hyper.base_model)
+        return RLJob(**common, base_model=hyper.base_model, start_adapter=start, hyper_parameters=hyper)
+
+    def _start(self, champion: Path | None, base_model: str) -> Path | None:
+        """Return the adapter to begin with: the champion's, else the newest fine-tuned one of the same base model."""
+        if champion is not None:
+            return champion
+        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft")
+        return tuned.path if tuned is not None and tuned.base_model == base_model and tuned.path.is_dir() else None
+
+    def _command(self, job_path: Path) -> list[str]:
+        return rl_command(job_path)
+
+
+def run_automated_rl_pipeline(market_regime: str | None = None, force_retrain: bool = False) -> dict[str, Any]:
+    """Run the pipeline once on the configured database; for people and schedulers."""
+    pipeline = AutomatedRLPipeline()
+    try:
+        return pipeline.run_pipeline(market_regime, force_retrain)
+    finally:
+        pipeline.close()

@@ -1,0 +1,345 @@
+"""One agent's training, from trigger to verdict: what fine-tuning and reinforcement learning have in common.
+
+A pipeline adds its data set and its job. The training is a child process; until the gate's verdict is committed the
+champion is untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from agents.policies.local.decisions import prompt_messages, stored_state
+from agents.policies.local.states import LANGUAGE
+from data_pipeline.data_synthesis import SavedDataset
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library.trajectories import Trajectory
+from data_pipeline.library_access import open_library
+from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
+from training import training_runs
+from training.job import TrainingJob, TrainingResult
+from training.launcher import ChildResult, run_training_child
+from training.model_registry import ModelRegistry, ModelVersion, version_name
+from training.pipelines import gate_evidence
+from training.pipelines.conclusion import conclude
+from training.pipelines.gate_evidence import Call
+from training.pipelines.trigger import PipelineConfig, Readiness, assess
+from utils.clock import Clock, WallClock, isoformat
+from utils.errors import LibraryConflict, TrainingFailed
+from utils.ids import derived_uuid, uuid7
+from utils.logs import logger
+from utils.settings import OrchestratorConfig
+from utils.telemetry import NO_TELEMETRY, Telemetry
+
+C = TypeVar("C", bound=PipelineConfig)
+
+
+class TrainingPipeline(ABC, Generic[C]):
+    """A kind of training of one agent.
+
+    Parameters
+    ----------
+    config : PipelineConfig
+    library : ExperienceLibraryPostgres, optional
+        The configured database is opened (and closed by `close`) if none is given.
+    clock : Clock
+    deploy : callable
+        Told of a version that the gate has promoted, after the promotion is committed.
+
+    Attributes
+    ----------
+    on_progress : callable
+        Receives the child's progress events.
+    """
+
+    kind: ClassVar[str]
+    """sft or rl, as the database knows it."""
+
+    def __init__(
+        self,
+        config: C,
+        library: ExperienceLibraryPostgres | None = None,
+        *,
+        clock: Clock | None = None,
+        deploy: Callable[[ModelVersion], None] = lambda version: None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
+        self.config = config
+        self._owned = library is None
+        self._library = library or open_library(OrchestratorConfig(data_dir=self.config.data_dir))
+        self._registry = ModelRegistry(self._library)
+        self._clock: Clock = clock or WallClock()
+        self._deploy = deploy
+        self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
+        self._telemetry = telemetry
+        self.stop_event = threading.Event()
+
+    @abstractmethod
+    def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
+        """Write what is trained on, of outcomes that matured before `train_end`; TrainingFailed where there is nothing."""
+
+    @abstractmethod
+    def _job(self, common: Mapping[str, Any]) -> TrainingJob:
+        """Return the job: `common` holds the fields that are the same for every kind."""
+
+    @abstractmethod
+    def _command(self, job_path: Path) -> list[str]:
+        """Return the child's command."""
+
+    def close(self) -> None:
+        """Stop a training that runs, and close what this object opened."""
+        self.stop_event.set()
+        if self._owned:
+            self._library.close()
+
+    def get_training_history(self) -> list[dict[str, Any]]:
+        """Return the runs of this kind and agent, newest first."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            found = training_runs.of_run(cursor, self._library.run_id, self.config.agent_type, self.kind)
+        return [
+            {"run_id": str(run.training_run_id), "state": run.state, "started_at": run.started_at, "error": run.error}
+            for run in found
+        ]
+
+    def readiness(self, at: datetime, *, force: bool = False) -> Readiness:
+        """Say whether to train now, and in words what it waits for; a run that a stop cut off is recorded as failed."""
+        agent_type = self.config.agent_type
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            past = training_runs.of_run(cursor, self._library.run_id, agent_type, self.kind)
+        for run in past:
+            if run.state == "running" and run.started_at != at:
+                self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
+        return assess(
+            self.config,
+            past,
+            # what no data set can hold must not count, or the trigger would fire for ever
+            lambda: self._library.tally_by_session(agent_type, as_of=at, state_language=LANGUAGE),
+            at,
+            force=force,
+        )
+
+    def run_pipeline(
+        self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None
+    ) -> dict[str, Any]:
+        """Train and decide, if it is time.
+
+        Parameters
+        ----------
+        market_regime : str, optional
+            Train on decisions of one regime only.
+        force_retrain : bool
+            Do not wait for the trigger; the held-out period is needed all the same.
+        at : datetime, optional
+            The present of the run; the clock's by default.
+
+        Returns
+        -------
+        dict
+            run_id, steps, success, duration (s), and error, skipped or verdict where there is one.
+        """
+        at = at or self._clock.now()
+        ready = self.readiness(at, force=force_retrain)
+        if not ready.ready or ready.split is None:
+            return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
+        started = time.monotonic()
+        identity = self._identity(at)
+        steps: list[str] = []
+        ending: dict[str, Any]
+        try:
+            verdict = self._train(identity, at, ready, market_regime, steps)
+        except TrainingFailed as error:
+            self._record_failure(identity, at, str(error))
+            verdict, ending = None, {"error": str(error)}
+        else:
+            skipped = {"skipped": "stopped; the run goes on at the next start"}
+            ending = skipped if verdict is None else {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
+        return {
+            "run_id": str(identity),
+            "steps": steps,
+            "success": verdict is not None,
+            "duration": time.monotonic() - started,
+            **ending,
+        }
+
+    def _identity(self, at: datetime) -> uuid.UUID:
+        if self.config.derived_ids:
+            return derived_uuid(self._library.run_id, "training", self.kind, self.config.agent_type, isoformat(at))
+        return uuid7()
+
+    def _train(
+        self, identity: uuid.UUID, at: datetime, ready: Readiness, market_regime: str | None, steps: list[str]
+    ) -> GateVerdict | None:
+        """Dataset, child process, gate, registry; None if told to stop."""
+        split = ready.split
+        assert split is not None and split.train_end is not None
+        dataset = self._dataset(split.train_end, market_regime)
+        steps.append("dataset")
+        folder = self.config.data_dir / "training" / str(identity)
+        held_out = self._library.get_matured_trajectories(
+            self.config.agent_type, as_of=at, decided_from=split.holdout_start
+        )
+        holdout = [row for row in held_out if stored_state(row.agent_inputs) is not None]
+        job = self._write_job(identity, dataset, holdout, folder)
+        self._record_start(identity, at, ready, market_regime, dataset, job)
+        logger.info(
+            "training the %s agent (%s) on %d %s up to %s",
+            self.config.agent_type, self.kind, dataset.rows, self.config.counted, split.train_end.date(),
+        )  # fmt: skip
+        child = self._run_child(folder)
+        if child.state == "stopped":
+            return None
+        steps.append("train")
+        result = TrainingResult.model_validate(child.result)
+        verdict = self._gate(holdout, result)
+        steps.append("gate")
+        self._conclude(identity, at, dataset, result, verdict)
+        steps.append("registry")
+        return verdict
+
+    def _write_job(
+        self, identity: uuid.UUID, dataset: SavedDataset, rows: Sequence[Trajectory], folder: Path
+    ) -> TrainingJob:
+        agent_type = self.config.agent_type
+        folder.mkdir(parents=True, exist_ok=True)
+        holdout = folder / "holdout.jsonl"
+        lines = (
+            json.dumps({"key": row.trajectory_id, "messages": prompt_messages(agent_type, state)}) + "\n"
+            for row in rows
+            if (state := stored_state(row.agent_inputs)) is not None
+        )
+        holdout.write_text("".join(lines), encoding="utf-8")
+        champion = self._registry.champion(agent_type)
+        job = self._job(
+            {
+                "job_id": str(identity),
+                "champion_adapter": champion.path if champion else None,
+                "agent_type": agent_type,
+                "cache_dir": self.config.cache_dir.resolve(),
+                "dataset": dataset.path.resolve(),
+                "holdout": holdout.resolve(),
+                "output_dir": folder.resolve(),
+                "seed": self.config.seed,
+            }
+        )
+        (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        return job
+
+    def _record_start(
+        self,
+        identity: uuid.UUID,
+        at: datetime,
+        ready: Readiness,
+        market_regime: str | None,
+        dataset: SavedDataset,
+        job: TrainingJob,
+    ) -> None:
+        assert ready.split is not None and ready.split.train_end is not None
+        train_end, agent_type = ready.split.train_end, self.config.agent_type
+        trigger = {
+            f"new_{self.config.counted.replace(' ', '_')}": ready.new_calls,
+            "needed": self.config.min_new_trajectories,
+            "at": isoformat(at),
+        }
+        span = (
+            datetime.fromisoformat(dataset.from_at) if dataset.from_at else None,
+            datetime.fromisoformat(dataset.to_at) if dataset.to_at else None,
+        )
+        query = {"agent_type": agent_type, "matured_before": isoformat(train_end), "market_regime": market_regime}
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            try:
+                training_runs.register_dataset(
+                    cursor, dataset.dataset_id, self.kind, agent_type, dataset.path, dataset.rows, span, query,
+                    dataset.trajectory_ids,
+                )  # fmt: skip
+            except (
+                LibraryConflict
+            ) as error:  # retention came between choice and registration: the next check chooses anew
+                raise TrainingFailed(str(error)) from None
+            training_runs.start(
+                cursor, identity, self._library.run_id, agent_type, self.kind, trigger=trigger,
+                config={**job.model_dump(mode="json"), "algorithm": job.algorithm},
+                data_cutoff=train_end, dataset_id=dataset.dataset_id, started_at=at,
+            )  # fmt: skip
+
+    def _run_child(self, folder: Path) -> ChildResult:
+        return run_training_child(
+            self._command(folder / "job.json"),
+            log_path=folder / "training.log",
+            timeout_s=self.config.timeout_s,
+            result_path=folder / "result.json",
+            on_progress=self._note_progress,
+            stop_event=self.stop_event,
+        )
+
+    def _note_progress(self, event: Mapping[str, Any]) -> None:
+        agent_type = self.config.agent_type
+        if isinstance(event.get("loss"), (int, float)):
+            self._telemetry.gauge("training_loss", float(event["loss"]), agent_type=agent_type, training_type=self.kind)
+        if isinstance(event.get("reward"), (int, float)):
+            self._telemetry.gauge("training_reward", float(event["reward"]), agent_type=agent_type)
+        self.on_progress(event)
+
+    def _gate(self, holdout: Sequence[Trajectory], result: TrainingResult) -> GateVerdict:
+        """Compare what served in the held-out period with what the candidate answers to the same states."""
+        if result.champion_predictions is not None:
+            champion = self._calls(holdout, result.champion_predictions)
+        else:
+            champion = {row.trajectory_id: gate_evidence.stored_call(row) for row in holdout}
+        evidence = gate_evidence.pair(
+            holdout,
+            champion,
+            self._calls(holdout, result.predictions),
+            horizon_sessions=self.config.horizon_sessions,
+            round_trip_cost=2 * self.config.one_way_cost,
+        )
+        settings = GateSettings(
+            min_sessions=self.config.holdout_sessions,
+            min_decisions=self.config.holdout_decisions,
+            seed=self.config.seed,
+        )
+        return evaluate_gate(evidence, settings)
+
+    def _calls(self, holdout: Sequence[Trajectory], predictions: Path | None) -> dict[str, Call]:
+        """Return the opinions that a file of answers to the held-out states holds."""
+        texts = {row.trajectory_id: stored_state(row.agent_inputs) or "" for row in holdout}
+        lines = predictions.read_text(encoding="utf-8").splitlines() if predictions is not None else []
+        answers = map(json.loads, lines)
+        return {a["key"]: gate_evidence.read_call(self.config.agent_type, texts[a["key"]], a["text"]) for a in answers}
+
+    def _conclude(
+        self, identity: uuid.UUID, at: datetime, dataset: SavedDataset, result: TrainingResult, verdict: GateVerdict
+    ) -> None:
+        """Write version, verdict, promotion and the run's end in one transaction; then deploy."""
+        agent_type = self.config.agent_type
+        name = version_name(agent_type, result.adapter_sha256)
+        model = ModelVersion(
+            name, agent_type, identity, result.adapter_dir, result.adapter_sha256, result.base_model, result.base_sha256,
+            result.base_dir, None, "trained",
+        )  # fmt: skip
+        metrics = {**result.metrics, "examples": dataset.rows, "version": name, "verdict": verdict.verdict}
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            training_runs.end(cursor, identity, "completed", at, metrics=metrics, checkpoint=str(result.adapter_dir))
+            served = conclude(self._registry, cursor, model, verdict, at)
+        self._telemetry.count("training_runs_total", agent_type=agent_type, training_type=self.kind)
+        self._telemetry.count(
+            "model_promotions_total" if verdict.promoted else "model_rejections_total", agent_type=agent_type
+        )
+        logger.info("the gate on %s: %s. %s", name, verdict.verdict, " ".join(verdict.reasons))
+        if served is not None:
+            self._deploy(served)
+
+    def _record_failure(self, identity: uuid.UUID, at: datetime, error: str) -> None:
+        agent_type = self.config.agent_type
+        logger.error("training of the %s agent (%s) failed: %s", agent_type, self.kind, error)
+        self._telemetry.count("training_runs_total", agent_type=agent_type, training_type=self.kind)
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            training_runs.record_failure(
+                cursor, identity, self._library.run_id, agent_type, self.kind, at, error[:2000]
+            )

@@ -1,0 +1,1 @@
+"""Reinforcement learning of a local model on what its decisions were worth: the job, the rewards, the child process."""
