@@ -1,4 +1,4 @@
-"""The registry of trained models: immutable versions, and the aliases champion and previous that move between them.
+"""The registry of trained models: immutable versions, and the aliases champion, challenger and previous between them.
 
 A version's row carries its lineage and the gate's verdict with all numbers. Moving an alias is one transaction with its
 event. ``python -m training.model_registry list|show`` prints what is there.
@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
@@ -42,6 +42,21 @@ class ModelVersion:
     base_dir: Path
     gate: dict[str, Any] | None
     state: str
+
+
+Alias = Literal["champion", "challenger", "previous"]
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEvent:
+    """One move of an alias; None stands for no version, where the configured policy serves. `as_of` is of the Clock."""
+
+    agent_type: str
+    alias: Alias
+    old_version: str | None
+    new_version: str | None
+    reason: str
+    as_of: datetime
 
 
 _COLUMNS = "version, agent_type, training_run_id, path, sha256, base_model, base_revision, base_dir, gate, state"
@@ -75,22 +90,72 @@ class ModelRegistry:
             ),
         )  # fmt: skip
 
+    def challenge(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
+        """Let a version that the gate has passed prove itself beside what serves, inside the caller's transaction."""
+        self._move(cursor, model.agent_type, "challenger", model.version, as_of, reason)
+        self._set_state(cursor, model.version, "shadow")
+
     def promote(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
         """Make a version champion and the former champion previous, inside the caller's transaction."""
-        former = self._alias(cursor, model.agent_type, "champion")
+        agent_type = model.agent_type
+        former = self._alias(cursor, agent_type, "champion")
+        if self._alias(cursor, agent_type, "challenger") == model.version:
+            self._move(cursor, agent_type, "challenger", None, as_of, "it is champion now")
         if former == model.version:
             return
         if former is not None:
-            self._move(cursor, model.agent_type, "previous", former, as_of, f"replaced by {model.version}")
-            cursor.execute("UPDATE model_versions SET state = 'retired' WHERE version = %s", (former,))
-        self._move(cursor, model.agent_type, "champion", model.version, as_of, reason)
-        cursor.execute("UPDATE model_versions SET state = 'champion' WHERE version = %s", (model.version,))
+            self._set_state(cursor, former, "retired")
+        self._move(cursor, agent_type, "previous", former, as_of, f"replaced by {model.version}")
+        self._move(cursor, agent_type, "champion", model.version, as_of, reason)
+        self._set_state(cursor, model.version, "champion")
 
-    def champion(self, agent_type: str) -> ModelVersion | None:
-        """Return the version that serves an agent, None while rules do."""
+    def turn_down(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
+        """End a challenger's trial without promotion, inside the caller's transaction."""
+        self._move(cursor, model.agent_type, "challenger", None, as_of, reason)
+        self._set_state(cursor, model.version, "rejected")
+
+    def withdraw(
+        self, cursor: psycopg.Cursor[Any], agent_type: str, as_of: datetime, reason: str, *, to_previous: bool = True
+    ) -> ModelVersion | None:
+        """Take the champion out of service, inside the caller's transaction.
+
+        Parameters
+        ----------
+        to_previous : bool
+            The previous version serves again where there is one; otherwise, or without one, the rules do.
+
+        Returns
+        -------
+        ModelVersion or None
+            What serves from now on; None is the rules.
+        """
+        fallen = self._alias(cursor, agent_type, "champion")
+        if fallen is None:
+            return None
+        heir = self._alias(cursor, agent_type, "previous") if to_previous else None
+        self._move(cursor, agent_type, "previous", None, as_of, f"{fallen} is withdrawn")
+        self._move(cursor, agent_type, "champion", heir, as_of, reason)
+        self._set_state(cursor, fallen, "retired")
+        if heir is None:
+            return None
+        self._set_state(cursor, heir, "champion")
+        return self.get(cursor, heir)
+
+    def holder(self, agent_type: str, alias: Alias) -> ModelVersion | None:
+        """Return the version that holds an alias; without a champion the agent's configured policy serves."""
         with self._library.connection() as connection, connection.cursor() as cursor:
-            version = self._alias(cursor, agent_type, "champion")
+            version = self._alias(cursor, agent_type, alias)
             return self.get(cursor, version) if version else None
+
+    def events(self, agent_type: str | None = None) -> list[AliasEvent]:
+        """Return how the run's aliases moved, oldest first."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT agent_type, alias, old_version, new_version, reason, as_of FROM alias_events "
+                "WHERE run_id = %s AND (%s::text IS NULL OR agent_type = %s) ORDER BY id",
+                (self._library.run_id, agent_type, agent_type),
+            )
+            return [AliasEvent(*row) for row in cursor]
 
     def get(self, cursor: psycopg.Cursor[Any], version: str) -> ModelVersion | None:
         """Return a version by its name."""
@@ -116,7 +181,7 @@ class ModelRegistry:
             cursor.execute(f"SELECT {_COLUMNS} FROM model_versions ORDER BY created_at DESC, version")
             return [_from_row(row) for row in cursor]
 
-    def _alias(self, cursor: psycopg.Cursor[Any], agent_type: str, alias: str) -> str | None:
+    def _alias(self, cursor: psycopg.Cursor[Any], agent_type: str, alias: Alias) -> str | None:
         cursor.execute(
             "SELECT version FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = %s",
             (self._library.run_id, agent_type, alias),
@@ -125,19 +190,39 @@ class ModelRegistry:
         return row[0] if row else None
 
     def _move(
-        self, cursor: psycopg.Cursor[Any], agent_type: str, alias: str, version: str, as_of: datetime, reason: str
+        self,
+        cursor: psycopg.Cursor[Any],
+        agent_type: str,
+        alias: Alias,
+        version: str | None,
+        as_of: datetime,
+        reason: str,
     ) -> None:
+        """Let an alias point elsewhere, or nowhere, and write the event; nothing where it does already."""
         run_id = self._library.run_id
         before = self._alias(cursor, agent_type, alias)
+        if before == version:
+            return
+        if version is None:
+            cursor.execute(
+                "DELETE FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = %s",
+                (run_id, agent_type, alias),
+            )
+        else:
+            cursor.execute(
+                "INSERT INTO model_aliases (run_id, agent_type, alias, version, reason) VALUES (%s, %s, %s, %s, %s) "
+                "ON CONFLICT (run_id, agent_type, alias) DO UPDATE SET version = excluded.version, reason = excluded.reason",
+                (run_id, agent_type, alias, version, reason),
+            )
         cursor.execute(
-            "INSERT INTO model_aliases (run_id, agent_type, alias, version, reason) VALUES (%s, %s, %s, %s, %s) "
-            "ON CONFLICT (run_id, agent_type, alias) DO UPDATE SET version = excluded.version, reason = excluded.reason",
-            (run_id, agent_type, alias, version, reason),
-        )
-        cursor.execute(
-            "INSERT INTO alias_events (run_id, agent_type, alias, old_version, new_version, reason, as_of) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO alias_events (run_id, agent_type, alias, old_version, new_version, reason, as_of) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s)",
             (run_id, agent_type, alias, before, version, reason, as_of),
         )
+
+    @staticmethod
+    def _set_state(cursor: psycopg.Cursor[Any], version: str, state: str) -> None:
+        cursor.execute("UPDATE model_versions SET state = %s WHERE version = %s", (state, version))
 
 
 def _from_row(row: tuple[Any, ...]) -> ModelVersion:

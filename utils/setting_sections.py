@@ -232,6 +232,22 @@ class LearningSettings(Section):
         "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"
     )
     train_timeout_s: Positive = 3600.0
+    shadow_decisions: Annotated[int, Field(ge=0)] = Field(
+        50, description="settled decisions of a challenger beside the champion before it may serve; 0: none"
+    )
+    shadow_sessions: Annotated[int, Field(ge=0)] = Field(5, description="and sessions of them; both 0: no shadow stage")
+    false_alarm_years: Annotated[float, Field(ge=1, le=100)] = Field(
+        10.0, description="mean time of 252 sessions until a champion no worse than its predecessor is rolled back"
+    )
+    error_budget_per_year: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.05, description="chance that an agent's gates of a year promote what is no better"
+    )
+    max_model_age_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        365.0, description="a champion trained on nothing newer no longer serves; null: no limit"
+    )
+    keep_rejected: Annotated[int, Field(ge=0)] = Field(10, description="rejected versions of an agent whose files stay")
+    disk_budget_gb: Positive = Field(20.0, description="of datasets, trainings and versions; above it none begins")
+    free_memory_gb: NonNegative = Field(2.0, description="that must be free for a training to begin")
 
 
 class LocalSettings(Section):

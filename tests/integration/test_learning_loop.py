@@ -148,7 +148,7 @@ def test_a_better_model_is_promoted_deployed_and_restored_after_a_restart(
     assert gate["sessions"] >= 60
     assert gate["reward"]["lower_bound"] > 0
     assert gate["validity"] >= 0.9
-    champion = ModelRegistry(library).champion("technical")
+    champion = ModelRegistry(library).holder("technical", "champion")
     assert champion is not None
     assert champion.state == "champion"
     assert [version.version for version in deployed] == [champion.version]
@@ -163,7 +163,7 @@ def test_a_better_model_is_promoted_deployed_and_restored_after_a_restart(
     second = loop.get_status()["recent_trainings"][0]["gate"]
     assert second["reward"]["champion_mean"] > gate["reward"]["champion_mean"] + 0.5
     assert second["verdict"] == "reject", second["reasons"]
-    assert ModelRegistry(library).champion("technical") == champion
+    assert ModelRegistry(library).holder("technical", "champion") == champion
 
 
 def test_too_little_history_trains_nothing_and_says_what_is_missing(
@@ -200,7 +200,7 @@ def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_afte
     assert loop.get_status()["training_log_count"] == 2
     assert "2 failed in a row" in detail(loop)
     assert deployed == []
-    assert ModelRegistry(library).champion("technical") is None
+    assert ModelRegistry(library).holder("technical", "champion") is None
 
 
 def test_a_damaged_champion_is_refused_and_names_the_version(

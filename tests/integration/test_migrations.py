@@ -182,7 +182,7 @@ def test_what_was_stored_under_the_older_schema_is_read_and_extended_by_the_pres
     assert [t.trajectory_id for t in library.get_successful_trajectories(limit=3)] == ["old0", "old1", "old2"]
     query = [0.1] * 383 + [-0.3333]
     assert [t.trajectory_id for t, _ in library.find_similar_trajectories(query, limit=2)] == ["old0", "old1"]
-    champion = ModelRegistry(library).champion("technical")
+    champion = ModelRegistry(library).holder("technical", "champion")
     assert champion is not None and champion.version == "technical@1"
     with library.connection() as connection, connection.cursor() as cursor:
         assert portfolio_log.load(cursor, RUN) == [EVENT]

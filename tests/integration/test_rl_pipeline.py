@@ -125,7 +125,7 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
     gate = training["gate"]
     assert gate["verdict"] == "promote", gate["reasons"]
     assert gate["sessions"] >= 60
-    champion = ModelRegistry(library).champion("strategist")
+    champion = ModelRegistry(library).holder("strategist", "champion")
     assert champion is not None
     assert [version.version for version in deployed] == [champion.version]
     assert verify(champion.path, champion.sha256).meta["agent_type"] == "strategist"

@@ -128,7 +128,7 @@ class OnlineLearningLoop:
     def restore_champions(self) -> list[ModelVersion]:
         """Deploy the champions that the run has; returns them."""
         agents = dict.fromkeys(p.config.agent_type for p in self._pipelines)
-        found = [version for agent in agents if (version := self._registry.champion(agent)) is not None]
+        found = [version for agent in agents if (version := self._registry.holder(agent, "champion")) is not None]
         for version in found:
             self._deploy(version)
         return found

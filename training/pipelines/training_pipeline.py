@@ -215,7 +215,7 @@ class TrainingPipeline(ABC, Generic[C]):
             if (state := stored_state(row.agent_inputs)) is not None
         )
         holdout.write_text("".join(lines), encoding="utf-8")
-        champion = self._registry.champion(agent_type)
+        champion = self._registry.holder(agent_type, "champion")
         job = self._job(
             {
                 "job_id": str(identity),
