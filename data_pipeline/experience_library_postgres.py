@@ -346,11 +346,11 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         return found.experiences
 
     def get_statistics(self) -> dict[str, Any]:
-        """Return counts and means: overall, by agent type, by market regime. Abstentions are no experiences."""
+        """Return counts and means: overall, by agent type, by market regime. Abstentions and shadow opinions are no experiences."""
         query = """
             SELECT {group}, count(*), count(*) FILTER (WHERE success), avg(reward), avg(confidence),
                    count(*) FILTER (WHERE matured_at IS NULL)
-            FROM trajectories WHERE run_id = ANY(%s) AND NOT abstained GROUP BY 1 ORDER BY 1
+            FROM trajectories WHERE run_id = ANY(%s) AND NOT abstained AND NOT shadow GROUP BY 1 ORDER BY 1
         """
         visible = self._visible_runs
         with self.database.connection() as connection:
@@ -369,10 +369,12 @@ class ExperienceLibraryPostgres(LibraryUpkeep):
         }
 
     def count_trajectories(self) -> int:
-        """Return how many trajectories the visible runs have, abstentions among them."""
+        """Return how many trajectories the visible runs have, abstentions among them and shadow opinions not."""
         visible = self._visible_runs
         with self.database.connection() as connection:
-            row = connection.execute("SELECT count(*) FROM trajectories WHERE run_id = ANY(%s)", (visible,)).fetchone()
+            row = connection.execute(
+                "SELECT count(*) FROM trajectories WHERE run_id = ANY(%s) AND NOT shadow", (visible,)
+            ).fetchone()
         return int(row[0]) if row else 0
 
     def commit_cycle(self, batch: CycleBatch) -> None:

@@ -1,18 +1,21 @@
-"""Deployment: a version that the learning loop promotes becomes the policy of its agent, or the one that serves goes on.
+"""Deployment: what serves each agent, and what answers in its shadow, is what the registry's aliases say.
 
-Called by the learning loop's thread. It never trains and never decides what is better.
+Called at the start and by the learning loop's thread whenever an alias has moved. It never trains, moves no alias, and
+never decides what is better.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agents.factory import rules_for
+from agents.policies.base import Policy
+from agents.policies.local.states import LOCAL_AGENTS
 from orchestration.coordinator import Coordinator
 from training.local_models import LocalModels
-from training.model_registry import ModelVersion
+from training.model_registry import Holders, ModelVersion
 from utils.errors import ProviderError, TrainingFailed
 from utils.logs import logger
 from utils.schema import AgentType
@@ -27,10 +30,13 @@ class Deployment:
     ----------
     config : OrchestratorConfig
     coordinator : Coordinator
+        As configured: what serves its agents now serves them wherever there is no champion.
     models : LocalModels
         Closed by its owner.
+    held_by : callable
+        Reads what the aliases of an agent point to.
     on_state : callable
-        Told when a version cannot be loaded, and when one is again.
+        Told when a version cannot be loaded, and when all can be again.
     """
 
     def __init__(
@@ -38,39 +44,108 @@ class Deployment:
         config: OrchestratorConfig,
         coordinator: Coordinator,
         models: LocalModels,
+        held_by: Callable[[str], Holders],
         on_state: Callable[[str], None],
     ) -> None:
         self._config = config
         self._coordinator = coordinator
         self._models = models
+        self._held_by = held_by
         self._on_state = on_state
-        self._ill: dict[str, str] = {}  # by agent, the version that could not be loaded
+        self._configured: dict[str, Policy] = {
+            name: policy for name in LOCAL_AGENTS if (policy := coordinator.serving(name)) is not None
+        }
+        self._loaded: dict[str, dict[str, Policy]] = {}  # by agent and version: what serves, or answers in shadow
+        self._ill: dict[str, list[str]] = {}  # by agent, the versions that could not be loaded
+        self._said = "running"
 
-    def deploy(self, version: ModelVersion) -> None:
-        """Serve an agent by a version from its next decision on; one that cannot be loaded leaves the present one serving.
+    def align(self, agent_type: str) -> None:
+        """Let an agent be served by its champion, shadowed by its challenger and by what it would fall back to.
 
-        The version is loaded beside the one that serves; a decision in hand is finished by the one that began it, which is
-        unloaded once nobody asks it any more.
+        The former serves from the agent's next decision on. Without a champion, the configured policy serves; where the
+        champion cannot be loaded, the previous version does, or else the configured policy, and the state is degraded until
+        an alignment finds that all can be loaded. What is loaded already stays; a decision in hand is finished by the policy that began it, which is
+        unloaded once nobody asks it any more. A second alignment changes nothing.
         """
-        agent_type: AgentType = version.agent_type  # type: ignore[assignment]
+        configured = self._configured.get(agent_type)
+        if configured is None:
+            return
+        holders = self._held_by(agent_type)
+        self._ill[agent_type] = []
+        champion, previous, challenger = (
+            self._policy(agent_type, held.model) if (held := holders.get(alias)) is not None else None
+            for alias in ("champion", "previous", "challenger")
+        )
         kind = self._config.policy_of(agent_type)
+        serves, shadows = configured, []
         if kind not in ("auto", "local"):
-            logger.info("%s stays with %s, as configured; %s is registered only", agent_type, kind, version.version)
-            return
-        started = time.perf_counter()
-        try:
-            policy = self._models.version_policy(version, agent_type, rules_for(agent_type))
-        except ProviderError as error:
-            logger.error("%s; %s goes on with %s", error, agent_type, self._coordinator.policies[agent_type])
-            self._ill[agent_type] = version.version
-            self._on_state(f"degraded: {version.version} cannot be loaded")
-            return
-        self._coordinator.set_policy(agent_type, policy)
-        if self._ill.pop(agent_type, None) is not None:
-            left = next(iter(self._ill.values()), None)
-            self._on_state(f"degraded: {left} cannot be loaded" if left else "running")
-        took_ms = 1000 * (time.perf_counter() - started)
-        logger.info("%s is served by local:%s from now on (loaded in %.0f ms)", agent_type, version.version, took_ms)
+            if "champion" in holders:
+                version = holders["champion"].model.version
+                logger.info("%s stays with %s, as configured; %s is registered only", agent_type, kind, version)
+        elif champion is not None:
+            serves = champion
+            if "previous" not in holders:
+                shadows.append(configured)
+            elif previous is not None:
+                shadows.append(previous)
+        elif "champion" in holders and previous is not None:
+            serves = previous
+        if challenger is not None:
+            shadows.append(challenger)
+        self._serve(agent_type, serves, tuple(policy for policy in shadows if policy is not serves))
+        kept = {id(serves), *map(id, shadows)}
+        # let go, not closed: a decision in hand may still ask it
+        self._loaded[agent_type] = {v: p for v, p in self._loaded.get(agent_type, {}).items() if id(p) in kept}
+        self._report(agent_type, holders, serves)
+
+    def baseline(self, agent_type: str) -> str:
+        """Return the name of the policy that serves an agent where it has no champion."""
+        configured = self._configured.get(agent_type)
+        return "rules" if configured is None else configured.name
+
+    def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
+        """Return the seconds that a policy's newest answers took; live only."""
+        return self._coordinator.latencies_s(agent_type, policy)
+
+    def _policy(self, agent_type: str, version: ModelVersion) -> Policy | None:
+        """Return a version's policy, loaded if it is not; None where it cannot be."""
+        loaded = self._loaded.setdefault(agent_type, {})
+        if version.version not in loaded:
+            seat: AgentType = agent_type  # type: ignore[assignment]
+            started = time.perf_counter()
+            try:
+                loaded[version.version] = self._models.version_policy(version, seat, rules_for(seat))
+            except ProviderError as error:
+                logger.error("%s", error)
+                self._ill[agent_type].append(version.version)
+                return None
+            took_ms = 1000 * (time.perf_counter() - started)
+            logger.info("local:%s is loaded (in %.0f ms)", version.version, took_ms)
+        return loaded[version.version]
+
+    def _serve(self, agent_type: str, policy: Policy, shadows: tuple[Policy, ...]) -> None:
+        if self._coordinator.serving(agent_type) is not policy:
+            self._coordinator.set_policy(agent_type, policy)
+            logger.info("%s is served by %s from now on", agent_type, policy.name)
+        before, names = self._coordinator.shadows.get(agent_type, []), [shadow.name for shadow in shadows]
+        self._coordinator.set_shadows(agent_type, shadows)
+        if names != before:
+            logger.info("in the shadow of %s: %s", agent_type, ", ".join(names) or "nobody")
+
+    def _report(self, agent_type: str, holders: Holders, serves: Policy) -> None:
+        """Say which versions cannot be loaded, and what that leads to."""
+        ill = self._ill[agent_type]
+        champion = holders.get("champion")
+        if champion is not None and champion.model.version in ill:
+            logger.error(
+                "the %s agent's champion %s cannot be loaded: %s serves in its place",
+                agent_type, champion.model.version, serves.name,
+            )  # fmt: skip
+        first = next((version for versions in self._ill.values() for version in versions), None)
+        state = f"degraded: {first} cannot be loaded" if first else "running"
+        if state != self._said:
+            self._said = state
+            self._on_state(state)
 
 
 def open_local_models(

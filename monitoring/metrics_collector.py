@@ -88,8 +88,19 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("error_findings_severity_total", "C", "The same findings, by how grave they are", ("severity",)),
     MetricSpec("model_version_info", "G", "1 for the policy that serves an agent", ("agent_type", "version")),
     MetricSpec("model_promotions_total", "C", "Models that became champion", ("agent_type",)),
-    MetricSpec("model_rejections_total", "C", "Models that the gate rejected", ("agent_type",)),
+    MetricSpec(
+        "model_rejections_total",
+        "C",
+        "Models that the gate rejected or their shadow stage turned down",
+        ("agent_type",),
+    ),
     MetricSpec("model_rollbacks_total", "C", "Champions that were rolled back", ("agent_type",)),
+    MetricSpec(
+        "model_trial_alarm_ratio",
+        "G",
+        "CUSUM of a version's live reward as a share of its alarm threshold; above 1 it falls",
+        ("agent_type", "role"),
+    ),
 )
 """Every metric of the project; the dashboard and the tests are held against this table."""
 

@@ -44,12 +44,13 @@ from orchestration.judging import JudgeBatch, Judging
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal
 from training.local_models import LocalModels
+from training.model_registry import ModelRegistry
 from training.pipelines.online_learning_loop import OnlineLearningLoop
 from training.rl.job import load_rl_hyper_parameters
 from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
 from utils.errors import ComponentStartError, ProviderError
-from utils.ids import ADHOC_RUN, run_identity
+from utils.ids import ADHOC_RUN
 from utils.llm.factory import ChatModels
 from utils.llm.untrusted import replay_key
 from utils.logs import logger
@@ -246,7 +247,9 @@ class ProductionOrchestrator:
         if config.enable_learning_loop:
             load_hyper_parameters(config.learning.base_model)  # faults are found now, not at the first training
             load_rl_hyper_parameters(config.learning.base_model)
-            self._start_learning(library, coordinator, local_models, clock, feed)
+            held_by, on_state = ModelRegistry(library).held_by, self._state_setter("learning_loop")
+            deployment = Deployment(config, coordinator, local_models, held_by, on_state)
+            self._start_learning(library, deployment, clock, replay=replay)
         elif config.retention.enabled or not library.exact_search:
             self._start_learning_stage(library, lambda at: None, "experience_library")
         if self.pipeline is not None:
@@ -268,18 +271,14 @@ class ProductionOrchestrator:
         """Return the run that this start belongs to; without streaming there is none."""
         if feed is None:
             return None
-        data = feed.identity()
-        settings = self.config.identity()
-        if "embeddings" in settings:  # by what it holds, wherever the folder is
-            settings["embeddings"] = {**settings["embeddings"], "model": library.embedder.model}
-        if "local" in policy_kinds(self.config).values():
-            settings["local"] = {**settings.get("local", {}), "base": models.base_version()}
-        base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
-        identity = recovery.RunIdentity(base, feed.mode, settings, data)
+        local = "local" in policy_kinds(self.config).values()
+        identity = recovery.identify(
+            self.config, feed, embedding=library.embedder.model, base_model=models.base_version() if local else None
+        )
         run = recovery.open_run(library, identity, fresh=self.config.fresh)
         logger.info(
             "run %s: %s, %s to %s, %d symbols (%s)",
-            run.run_id[:12], feed.name, *data["period"], len(feed.symbols), FORWARD[feed.mode],
+            run.run_id[:12], feed.name, *identity.data["period"], len(feed.symbols), FORWARD[feed.mode],
         )  # fmt: skip
         return run
 
@@ -326,39 +325,37 @@ class ProductionOrchestrator:
         return [stage for stage in (self._learning, self._embedding, self._judging) if stage is not None]
 
     def _start_learning(
-        self,
-        library: ExperienceLibraryPostgres,
-        coordinator: Coordinator,
-        local_models: LocalModels,
-        clock: Clock,
-        feed: MarketFeed | None,
+        self, library: ExperienceLibraryPostgres, deployment: Deployment, clock: Clock, *, replay: bool
     ) -> None:
-        deployment = Deployment(self.config, coordinator, local_models, self._state_setter("learning_loop"))
-        derived = feed is not None and feed.mode != "live"
         loop = OnlineLearningLoop.for_daemon(
-            self.config, library, clock, derived_ids=derived, deploy=deployment.deploy, telemetry=self._telemetry
+            self.config, library, clock, derived_ids=replay, serving=deployment, telemetry=self._telemetry
         )
         self._register("learning_loop", loop)
-        if feed is None:
-            loop.restore_champions()
+        loop.restore()  # before anything is decided or learned
+        if self.pipeline is None:
             loop.start()  # nothing drives its checks but its own clock
             return
-        if self.pipeline is not None and len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
+        if len(marks := self.pipeline.ledger.portfolio.equity_curve) > 1:
             loop.resume_after(marks[-2][0])
-        self._start_learning_stage(library, loop.check, "learning_loop")
+        idle = (lambda: None) if replay else (lambda: loop.tend(clock.now()))
+        self._start_learning_stage(library, loop.check, "learning_loop", idle)
         loop.driven = True
-        loop.restore_champions()
 
     def _start_learning_stage(
-        self, library: ExperienceLibraryPostgres, learn: Callable[[datetime], None], component: str
+        self,
+        library: ExperienceLibraryPostgres,
+        learn: Callable[[datetime], None],
+        component: str,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         """Let a thread learn of every instant, and then look after the library; without a feed there is none."""
         if self.pipeline is None:
             return
         upkeep = DailyUpkeep(library, self.config.retention, self.judging.ungraded_agents if self.judging else ())
         stage = Stage(
-            "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning")
-        )
+            "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning"),
+            idle=idle,
+        )  # fmt: skip
         upkeep.stopped = stage.thread.heartbeat.stop.is_set
         stage.start()
         self._learning = self.pipeline.learning = stage

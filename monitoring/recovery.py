@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.feeds.base import MarketFeed
 from data_pipeline.library import evaluations, findings, matured_calls, portfolio_log, runs, trajectories
 from data_pipeline.library.matured_calls import MaturedCalls
 from data_pipeline.library.runs import Mode, Run
@@ -21,7 +22,9 @@ from orchestration.execution.outcomes import OpenDecision, Opinion, OutcomeTrack
 from orchestration.execution.portfolio import Ledger
 from utils.clock import isoformat
 from utils.hashing import content_hash
+from utils.ids import run_identity
 from utils.schema import direction
+from utils.settings import OrchestratorConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,23 @@ class RunIdentity:
     mode: Mode
     config: dict[str, Any]
     data: dict[str, Any]
+
+
+def identify(config: OrchestratorConfig, feed: MarketFeed, *, embedding: str, base_model: str | None) -> RunIdentity:
+    """Return the identity of a run: models go into it by what they hold, wherever their folders are.
+
+    Parameters
+    ----------
+    embedding, base_model : str
+        The embedder's model; the local base model, None where no seat thinks with one.
+    """
+    data, settings = feed.identity(), config.identity()
+    if "embeddings" in settings:
+        settings["embeddings"] = {**settings["embeddings"], "model": embedding}
+    if base_model is not None:
+        settings["local"] = {**settings.get("local", {}), "base": base_model}
+    base = run_identity({"mode": feed.mode, "data": data, "settings": settings})
+    return RunIdentity(base, feed.mode, settings, data)
 
 
 def open_run(library: ExperienceLibraryPostgres, identity: RunIdentity, *, fresh: bool) -> Run:
@@ -81,9 +101,9 @@ def recover_tracker(
     with library.connection() as connection, connection.cursor() as cursor:
         waiting = trajectories.select(
             cursor,
-            "t.run_id = %s AND t.matured_at IS NULL AND NOT t.abstained AND NOT t.shadow",
+            "t.run_id = %s AND t.matured_at IS NULL AND NOT t.abstained",
             [run_id],
-            't.as_of, t.symbol COLLATE "C", t.agent_type',
+            't.as_of, t.symbol COLLATE "C", t.agent_type, t.policy COLLATE "C"',
         )
         grouped: dict[tuple[datetime, str, str], list[trajectories.Trajectory]] = {}
         for row in waiting:
@@ -166,27 +186,29 @@ def stored_decisions(library: ExperienceLibraryPostgres, run_id: str) -> Iterato
 def _open_decision(
     decision_id: str, symbol: str, as_of: datetime, rows: list[trajectories.Trajectory], session: date
 ) -> OpenDecision:
-    opinions = []
-    for row in sorted(rows, key=lambda r: (r.agent_type == "strategist", r.agent_type)):
-        output = (row.workflow_trace or {}).get("output", {})
-        opinions.append(
-            Opinion(
-                row.trajectory_id,
-                row.agent_type,
-                row.recommendation or "hold",
-                float(output.get("confidence", row.confidence)),
-                output.get("p_correct"),
-                row.position_size or 0.0,
-                row.stop_loss,
-                row.take_profit,
-                row.policy or "rules",
-            )
-        )
-    volatility = float(rows[0].market_state["inputs"]["daily_volatility"])
+    ordered = sorted(rows, key=lambda r: (r.agent_type == "strategist", r.agent_type))
+    opinions, shadows = (tuple(_opinion(row) for row in ordered if row.shadow is shadow) for shadow in (False, True))
+    served = [row for row in rows if not row.shadow]
+    volatility = float(served[0].market_state["inputs"]["daily_volatility"])
     steps = next(
-        (row.workflow_trace["steps"] for row in rows if row.workflow_trace and "steps" in row.workflow_trace), ()
+        (row.workflow_trace["steps"] for row in served if row.workflow_trace and "steps" in row.workflow_trace), ()
     )
-    return OpenDecision(decision_id, symbol, as_of, session, volatility, tuple(opinions), resolved_events(steps))
+    return OpenDecision(decision_id, symbol, as_of, session, volatility, opinions, resolved_events(steps), shadows)
+
+
+def _opinion(row: trajectories.Trajectory) -> Opinion:
+    output = (row.workflow_trace or {}).get("output", {})
+    return Opinion(
+        row.trajectory_id,
+        row.agent_type,
+        row.recommendation or "hold",
+        float(output.get("confidence", row.confidence)),
+        output.get("p_correct"),
+        row.position_size or 0.0,
+        row.stop_loss,
+        row.take_profit,
+        row.policy or "rules",
+    )
 
 
 def _session(calendar: ExchangeCalendar, as_of: datetime) -> date:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.policies.base import PolicyRequest
 from evaluation.error_taxonomy import ErrorReport
 from judge.robustness_guard import GuardVerdict
 from orchestration.workflow_state import VALIDATOR
@@ -38,6 +39,8 @@ class Analysis:
     """Agents that were asked and failed, with what went wrong."""
     states: Mapping[str, str] = field(default_factory=dict)
     """What each agent's state was, as a local model reads it."""
+    requests: Mapping[str, PolicyRequest] = field(default_factory=dict)
+    """What each agent was asked, for those that answer in its shadow."""
 
     @property
     def fatal(self) -> str | None:

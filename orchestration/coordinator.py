@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from agents.base_agent import Agent, narrowed
 from agents.factory import LocalPolicies, build_agents, policy_kinds
-from agents.policies.base import Policy, PolicyRequest
-from agents.policies.local.states import LOCAL_AGENTS, StateWriter
+from agents.policies.base import Policy
 from agents.supervisor.router import FixedRouter
 from data_pipeline.asof_store import NEWS_LOOKBACK, AsOfStore, AsOfView
 from data_pipeline.calendar import ExchangeCalendar
 from data_pipeline.feeds.factory import build_feed
-from evaluation.fault_localization import FaultLocalizationEngine
-from evaluation.ground_truth import GroundTruth
-from judge.robustness_guard import RobustnessGuard
 from orchestration.analysis import Analysis, documented
 from orchestration.calibration import ConvictionCalibrator
 from orchestration.conflict_history import ConflictAnalyzer
 from orchestration.decision_steps import SPARE_STRATEGIST, DecisionSteps, OpenCase
 from orchestration.dynamic_workflow import DynamicWorkflowManager, RewriteRule
+from orchestration.examination import Examiner
 from orchestration.execution.portfolio import Portfolio
 from orchestration.execution.risk import Proposal, RiskGate
+from orchestration.latencies import Latencies
 from orchestration.records import decision_id
 from orchestration.retrieval import ExperienceMemory
+from orchestration.shadows import ShadowOpinion, Shadows
 from orchestration.step_journal import StepJournal
 from orchestration.workflow_graph import CONCURRENT_AT_FIRST, WorkflowGraph
 from orchestration.workflow_run import WorkflowRun
@@ -42,11 +41,9 @@ from utils.errors import ConfigError, DataUnavailable, SystemFault, nearest
 from utils.ids import ADHOC_RUN
 from utils.llm.factory import HOSTED, ChatModels
 from utils.llm.untrusted import replay_key
-from utils.logs import logger
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import (
     JUNIOR_AGENTS,
-    AgentOutput,
     Decision,
     MarketSnapshot,
     PortfolioState,
@@ -120,16 +117,17 @@ class Coordinator:
             prompt_key=prompt_key,
             local_policies=local_policies,
         )
-        self._states = StateWriter.configured(self._config)
         self._agents = {VALIDATOR: built[VALIDATOR], **(built if agents is None else agents)}
         self._workflows = DynamicWorkflowManager(
             self._config.workflow, timer=timer, max_workers=self._config.llm.concurrency, telemetry=telemetry
         )
         self._journal = journal
+        self._live = timer is not None
+        self._latencies = Latencies()
         self._router = FixedRouter(tuple(name for name in JUNIOR_AGENTS if self._config.agent(name).enabled))
         self._detector = MarketRegimeDetector()
-        self._engine = FaultLocalizationEngine()
-        self._guard = RobustnessGuard()
+        self._examiner = Examiner(self._config, self._agents, self._is_open)
+        self._shadows = Shadows(self._examiner.found, telemetry)
         self._run_id = run_id
         self._memory = memory
         self._telemetry = telemetry
@@ -156,6 +154,28 @@ class Coordinator:
     def set_policy(self, agent_type: str, policy: Policy) -> None:
         """Swap how an agent thinks, between two decisions."""
         self._agents[agent_type].set_policy(policy)
+
+    def serving(self, agent_type: str) -> Policy | None:
+        """Return the policy that serves an agent, None for a seat that is empty."""
+        agent = self._agents.get(agent_type)
+        return None if agent is None else agent.policy
+
+    def set_shadows(self, agent_type: str, policies: tuple[Policy, ...]) -> None:
+        """Let other policies answer what an agent is asked too; see `shadow_opinions`."""
+        self._shadows.set(agent_type, policies)
+
+    def latencies_s(self, agent_type: str, policy: str) -> list[float]:
+        """Return the seconds that a policy's newest answers took; live only, for a replay must not depend on them."""
+        return self._latencies.of(agent_type, policy)
+
+    @property
+    def shadows(self) -> dict[str, list[str]]:
+        """The names of the policies that answer in each agent's shadow."""
+        return self._shadows.names
+
+    def shadow_opinions(self, analyses: Sequence[Analysis]) -> list[list[ShadowOpinion]]:
+        """Return what the shadows say to the questions behind these decisions; it changes nothing of them."""
+        return self._shadows.opinions(analyses)
 
     def analyze(self, view: AsOfView, session: date, symbols: Sequence[str], portfolio: Portfolio) -> list[Analysis]:
         """Decide on every symbol, in order of symbols.
@@ -197,6 +217,7 @@ class Coordinator:
             calibrator=self._calibrator,
             memory=self._memory,
             journal=self._journal,
+            latencies=self._latencies if self._live else None,
             telemetry=self._telemetry,
         )
         for index, case in enumerate(cases):
@@ -209,7 +230,7 @@ class Coordinator:
             if case.spared:
                 self._telemetry.count("workflow_rewrites_total", rule=SPARE_STRATEGIST)
         self._workflows.drive([case.run for case in cases], steps)
-        return [self._examined(case, self._decision(case)) for case in cases]
+        return [self._examiner.examined(case, self._decision(case)) for case in cases]
 
     def _begun(self, index: int, case: OpenCase, steps: DecisionSteps) -> WorkflowRun:
         """Return the analysts' run of a case.
@@ -228,52 +249,6 @@ class Coordinator:
             if len(sides) > 1 or 0 in sides:
                 graph = WorkflowGraph.together(agents)
         return self._workflows.begin(graph, steps.variations(index), about, eager=bool(foreseen))
-
-    def _examined(self, case: OpenCase, decision: Decision) -> Analysis:
-        """Look for errors in every output of a decision, on what was known when it was taken."""
-        snapshot = case.snapshot
-        truth = GroundTruth(
-            snapshot,
-            agent_outputs=case.opinions,
-            workflow=decision.workflow,
-            portfolio=case.portfolio,
-            market_open=self._market.calendar.is_open(snapshot.as_of) if self._market else None,
-        )
-        outputs = {**decision.agents, "strategist": decision.strategist}
-        reports = {name: self._engine.detect_faults(name, output, truth) for name, output in sorted(outputs.items())}
-        written = {name: output for name, output in outputs.items() if output.policy != "rules"}
-        screened = {name: self._guard.screen(output) for name, output in sorted(written.items())}
-        flags = {name: verdict for name, verdict in screened.items() if verdict.flags}
-        served = {name: self._agents[name].policy for name in outputs if name in self._agents}
-        prompts = {
-            name: policy.prompt_hash
-            for name, policy in served.items()
-            if policy.prompt_hash is not None and outputs[name].policy == policy.name
-        }
-        return Analysis(
-            decision, snapshot, case.regime, case.similar, reports, case.portfolio, prompts, flags, case.failures,
-            self._stated(case, outputs),
-        )  # fmt: skip
-
-    def _stated(self, case: OpenCase, outputs: Mapping[str, AgentOutput]) -> dict[str, str]:
-        """Return the state of each opinion as a local model reads it: what rules compute, whoever thought."""
-        states = {}
-        for name, output in outputs.items():
-            if name not in LOCAL_AGENTS or output.abstained:
-                continue
-            request = PolicyRequest(case.snapshot, case.regime, experiences=case.experiences.get(name, ()))
-            if name == "strategist":
-                request = replace(request, agent_outputs=case.opinions, portfolio=case.portfolio)
-            try:
-                facts = output if output.policy == "rules" else self._agents[name].by_rules(request)
-            except (
-                Exception
-            ) as error:  # rules that break leave an opinion of others without its state, and nothing else
-                logger.warning("%s: no state is recorded of %s: %s", name, case.snapshot.symbol, error)
-                continue
-            if facts is not None and not facts.abstained:
-                states[name] = self._states.write(facts, request)
-        return states
 
     def analyze_symbol(
         self, symbol: str, use_supervisor: bool = True, lookback_days: int = 7, as_of: datetime | None = None
@@ -428,6 +403,10 @@ class Coordinator:
             case.trace,
             validator,
         )
+
+    def _is_open(self, at: datetime) -> bool | None:
+        """Return whether the exchange was open at an instant, None where no market is attached."""
+        return self._market.calendar.is_open(at) if self._market else None
 
     def _opened(self, symbol: str) -> _Market:
         """Return the market, loaded from the configured feed on first use."""

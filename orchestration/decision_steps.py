@@ -15,6 +15,7 @@ from agents.base_agent import Agent, Variation, narrowed
 from agents.conflicts.detection import opinions
 from agents.policies.base import PastExperience, PolicyRequest
 from orchestration.calibration import ConvictionCalibrator
+from orchestration.latencies import Latencies
 from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal, step_key
 from orchestration.workflow_graph import WorkflowGraph
@@ -152,6 +153,8 @@ class DecisionSteps:
     calibrator : ConvictionCalibrator, optional
         Says of every answer how often such calls came true, before anyone else reads it.
     memory, journal : optional
+    latencies : Latencies, optional
+        Told how long each answer took.
     """
 
     def __init__(
@@ -163,8 +166,10 @@ class DecisionSteps:
         calibrator: ConvictionCalibrator | None = None,
         memory: ExperienceMemory | None = None,
         journal: StepJournal | None = None,
+        latencies: Latencies | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._latencies = latencies
         self._calibrator = calibrator
         self._agents = agents
         self._config = config
@@ -282,8 +287,10 @@ class DecisionSteps:
             answers = agent.decide_many([question.asked.request for question in questions])
         each = (time.perf_counter() - started) / len(questions)
         self._telemetry.count("agent_requests_total", len(answers), agent_type=name)
-        for _ in answers:
+        for answer in answers:
             self._telemetry.observe("agent_latency_seconds", each, agent_type=name)
+            if self._latencies is not None:
+                self._latencies.note(name, answer.policy, each)
         if answers:
             self._telemetry.gauge("agent_confidence", answers[-1].confidence, agent_type=name)
         return answers

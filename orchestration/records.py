@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from orchestration.analysis import Analysis
 from orchestration.conflict_history import resolved_events
 from orchestration.execution.outcomes import OpenDecision, Opinion
 from orchestration.retrieval import state_before_decision
+from orchestration.shadows import ShadowOpinion
 from utils.clock import isoformat
 from utils.ids import derived_id
 from utils.market_regime_detector import RegimeDetection
@@ -92,6 +93,54 @@ def trajectories_of(
     return rows
 
 
+def shadow_trajectories(
+    run_id: str, identities: Mapping[str, str], analysis: Analysis, shadows: Sequence[ShadowOpinion], horizon: str
+) -> list[Trajectory]:
+    """Return the rows of what shadows said: lean, for what they were asked stands in the row of whom they shadow."""
+    decision = analysis.decision
+    rows = []
+    for shadow in shadows:
+        output = shadow.output
+        levels = output if isinstance(output, StrategistOutput) else None
+        rows.append(
+            Trajectory(
+                trajectory_id=shadow_id(identities, shadow),
+                run_id=run_id,
+                decision_id=decision.decision_id,
+                timestamp=decision.as_of.timestamp(),
+                as_of=decision.as_of,
+                symbol=decision.symbol,
+                agent_type=output.agent_type,
+                recommendation=output.recommendation,
+                market_regime=decision.regime,
+                market_state={},
+                agent_inputs={"shadow_of": identities[output.agent_type], "snapshot": analysis.snapshot.content_hash},
+                reasoning=output.reasoning or (output.abstain_reason or ""),
+                confidence=output.confidence,
+                abstained=output.abstained,
+                shadow=True,
+                position_size=levels.position_size if levels else None,
+                stop_loss=levels.stop_loss if levels else None,
+                take_profit=levels.take_profit if levels else None,
+                policy=output.policy,
+                evidence_hash=analysis.snapshot.content_hash,
+                workflow_trace={"output": output.model_dump(mode="json", exclude_defaults=True)},
+                horizon=horizon,
+            )
+        )
+    return rows
+
+
+def shadow_id(identities: Mapping[str, str], shadow: ShadowOpinion) -> str:
+    """Return the identity of a shadow's opinion: it follows from the opinion that it stands beside and the policy's name."""
+    return derived_id(identities[shadow.output.agent_type], "shadow", shadow.policy)
+
+
+def shadow_findings(identities: Mapping[str, str], shadows: Sequence[ShadowOpinion]) -> list[Finding]:
+    """Return what was found in the opinions of shadows, as rows of their trajectories."""
+    return [row for shadow in shadows for row in findings_of({"": shadow_id(identities, shadow)}, {"": shadow.report})]
+
+
 def findings_of(identities: Mapping[str, str], reports: Mapping[str, ErrorReport]) -> list[Finding]:
     """Return what was found in the outputs of a decision, as rows of their trajectories."""
     return [
@@ -111,20 +160,15 @@ def findings_of(identities: Mapping[str, str], reports: Mapping[str, ErrorReport
     ]
 
 
-def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: MarketSnapshot) -> OpenDecision | None:
+def open_decision(
+    identities: Mapping[str, str],
+    decision: Decision,
+    snapshot: MarketSnapshot,
+    shadows: Sequence[ShadowOpinion] = (),
+) -> OpenDecision | None:
     """Return what waits for the outcome of a decision, None if every agent abstained."""
     opinions = tuple(
-        Opinion(
-            identities[output.agent_type],
-            output.agent_type,
-            output.recommendation,
-            output.confidence,
-            output.p_correct,
-            output.position_size if isinstance(output, StrategistOutput) else 0.0,
-            output.stop_loss if isinstance(output, StrategistOutput) else None,
-            output.take_profit if isinstance(output, StrategistOutput) else None,
-            output.policy,
-        )
+        _opinion(identities[output.agent_type], output)
         for output in (*(decision.agents[name] for name in sorted(decision.agents)), decision.strategist)
         if not output.abstained
     )
@@ -139,6 +183,22 @@ def open_decision(identities: Mapping[str, str], decision: Decision, snapshot: M
         opinions,
         # of a strategist that abstains no outcome is stored, and what a restart could not learn is not learned
         () if decision.strategist.abstained else resolved_events(decision.workflow),
+        tuple(_opinion(shadow_id(identities, s), s.output) for s in shadows if not s.output.abstained),
+    )
+
+
+def _opinion(identity: str, output: AgentOutput) -> Opinion:
+    levels = output if isinstance(output, StrategistOutput) else None
+    return Opinion(
+        identity,
+        output.agent_type,
+        output.recommendation,
+        output.confidence,
+        output.p_correct,
+        levels.position_size if levels else 0.0,
+        levels.stop_loss if levels else None,
+        levels.take_profit if levels else None,
+        output.policy,
     )
 
 

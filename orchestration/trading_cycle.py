@@ -6,7 +6,7 @@ handed everything it uses and never asks what time it is; replay, paper trading 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,7 +26,15 @@ from orchestration.execution.paper_broker import PaperBroker
 from orchestration.execution.portfolio import Ledger
 from orchestration.execution.risk import Clamp, Proposal, RiskGate
 from orchestration.judging import JudgeItem, judging_context
-from orchestration.records import findings_of, open_decision, trajectories_of, trajectory_ids
+from orchestration.records import (
+    findings_of,
+    open_decision,
+    shadow_findings,
+    shadow_trajectories,
+    trajectories_of,
+    trajectory_ids,
+)
+from orchestration.shadows import ShadowOpinion
 from utils.clock import isoformat
 from utils.logs import logger
 from utils.schema import Decision, Instant, Order, direction
@@ -137,8 +145,13 @@ class TradingCycle:
         closes = {symbol: bar.close for symbol in self._symbols if (bar := view.bar(symbol, instant.session))}
         self._broker.mark(closes, instant.at)
         identities = [trajectory_ids(self._run_id, analysis.decision) for analysis in analyses]
-        rows = [row for a, ids in zip(analyses, identities, strict=True) for row in self._rows(a, ids)]
-        found = [row for a, ids in zip(analyses, identities, strict=True) for row in findings_of(ids, a.reports)]
+        shadows = self._coordinator.shadow_opinions(analyses)
+        decided = list(zip(analyses, identities, shadows, strict=True))
+        rows = [row for a, ids, _ in decided for row in self._rows(a, ids)]
+        found = [row for a, ids, _ in decided for row in findings_of(ids, a.reports)]
+        horizon = self._config.decision.horizon
+        beside = [row for a, ids, said in decided for row in shadow_trajectories(self._run_id, ids, a, said, horizon)]
+        found += [row for _, ids, said in decided for row in shadow_findings(ids, said)]
         events, positions = self._ledger.take_pending()
         self._commits.submit(
             CycleBatch(
@@ -146,13 +159,13 @@ class TradingCycle:
                 instant.at,
                 events,
                 positions,
-                rows,
+                [*rows, *beside],
                 settlement.updates,
                 self._regime_changes(analyses),
                 found,
             )
         )
-        to_judge = [item for a, ids in zip(analyses, identities, strict=True) for item in self._await_outcome(a, ids)]
+        to_judge = [item for a, ids, said in decided for item in self._await_outcome(a, ids, said)]
         to_embed = {row.trajectory_id: row.market_state for row in rows if row.embedding is None and not row.abstained}
         return CycleResult(instant.at, analyses, to_judge, settlement, to_embed)
 
@@ -262,10 +275,12 @@ class TradingCycle:
                 self._regimes[symbol] = label
         return changes
 
-    def _await_outcome(self, analysis: Analysis, identities: Mapping[str, str]) -> list[JudgeItem]:
+    def _await_outcome(
+        self, analysis: Analysis, identities: Mapping[str, str], shadows: Sequence[ShadowOpinion]
+    ) -> list[JudgeItem]:
         """Begin to wait for the outcome of a decision; returns the opinions in it, for the judges."""
         decision = analysis.decision
-        waiting = open_decision(identities, decision, analysis.snapshot)
+        waiting = open_decision(identities, decision, analysis.snapshot, shadows)
         if waiting is not None:
             self._tracker.track(waiting)
         return [

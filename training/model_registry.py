@@ -59,6 +59,18 @@ class AliasEvent:
     as_of: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an alias points to, since when (of the Clock), and why."""
+
+    model: ModelVersion
+    since: datetime
+    reason: str
+
+
+Holders = dict[Alias, Held]
+"""The aliases of an agent that point to a version."""
+
 _COLUMNS = "version, agent_type, training_run_id, path, sha256, base_model, base_revision, base_dir, gate, state"
 
 
@@ -146,6 +158,37 @@ class ModelRegistry:
         with self._library.connection() as connection, connection.cursor() as cursor:
             version = self._alias(cursor, agent_type, alias)
             return self.get(cursor, version) if version else None
+
+    def holders(
+        self, cursor: psycopg.Cursor[Any], agent_type: str | None = None, *, lock: bool = False
+    ) -> dict[str, Holders]:
+        """Return what the aliases of each agent point to.
+
+        Parameters
+        ----------
+        agent_type : str, optional
+            Of this agent only.
+        lock : bool
+            Nobody moves them until the caller's transaction ends.
+        """
+        columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
+        cursor.execute(
+            "SELECT a.agent_type, a.alias, coalesce((SELECT e.as_of FROM alias_events e WHERE e.run_id = a.run_id AND "
+            "e.agent_type = a.agent_type AND e.alias = a.alias AND e.new_version = a.version ORDER BY e.id DESC LIMIT 1), "
+            f"a.created_at), coalesce(a.reason, ''), {columns} FROM model_aliases a JOIN model_versions v USING (version) "
+            "WHERE a.run_id = %s AND (%s::text IS NULL OR a.agent_type = %s) ORDER BY a.agent_type, a.alias"
+            + (" FOR UPDATE OF a" if lock else ""),
+            (self._library.run_id, agent_type, agent_type),
+        )
+        found: dict[str, Holders] = {}
+        for agent, alias, since, reason, *row in cursor:
+            found.setdefault(agent, {})[alias] = Held(_from_row(tuple(row)), since, reason)
+        return found
+
+    def held_by(self, agent_type: str) -> Holders:
+        """Return what the aliases of one agent point to."""
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            return self.holders(cursor, agent_type).get(agent_type, {})
 
     def events(self, agent_type: str | None = None) -> list[AliasEvent]:
         """Return how the run's aliases moved, oldest first."""

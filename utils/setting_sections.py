@@ -249,6 +249,11 @@ class LearningSettings(Section):
     disk_budget_gb: Positive = Field(20.0, description="of datasets, trainings and versions; above it none begins")
     free_memory_gb: NonNegative = Field(2.0, description="that must be free for a training to begin")
 
+    @property
+    def shadow_stage(self) -> bool:
+        """Whether a version proves itself in shadow before it serves."""
+        return self.shadow_decisions > 0 or self.shadow_sessions > 0
+
 
 class LocalSettings(Section):
     """Local models: where they run, and in which form; the model itself is `learning.base_model`."""

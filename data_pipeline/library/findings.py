@@ -86,10 +86,10 @@ def of_trajectories(cursor: psycopg.Cursor[Any], trajectory_ids: Sequence[str]) 
 
 
 def counts(cursor: psycopg.Cursor[Any], run_id: str) -> dict[tuple[str, str], int]:
-    """Return how many findings a run has by category and severity."""
+    """Return how many findings the run's served outputs have by category and severity."""
     cursor.execute(
         "SELECT f.category, f.severity, count(*) FROM error_findings f JOIN trajectories t USING (trajectory_id) "
-        "WHERE t.run_id = %s GROUP BY 1, 2",
+        "WHERE t.run_id = %s AND NOT t.shadow GROUP BY 1, 2",
         (run_id,),
     )
     return {(row[0], row[1]): row[2] for row in cursor}
@@ -99,7 +99,7 @@ def latest(cursor: psycopg.Cursor[Any], run_id: str, limit: int) -> list[tuple[A
     """Return (as_of, symbol, agent type, category, severity, pointer, description) of a run's newest findings, newest first."""
     cursor.execute(
         "SELECT t.as_of, t.symbol, t.agent_type, f.category, f.severity, f.pointer, f.description FROM error_findings f "
-        "JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s ORDER BY f.id DESC LIMIT %s",
+        "JOIN trajectories t USING (trajectory_id) WHERE t.run_id = %s AND NOT t.shadow ORDER BY f.id DESC LIMIT %s",
         (run_id, limit),
     )
     return list(cursor)

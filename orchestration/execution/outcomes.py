@@ -41,7 +41,8 @@ class Opinion:
 class OpenDecision:
     """A decision whose horizon has not passed; `volatility` is the daily one at decision time (fraction).
 
-    `conflicts` holds the events of its trace that tell of resolved conflicts, for whoever learns from their outcome.
+    `conflicts` holds the events of its trace that tell of resolved conflicts, for whoever learns from their outcome;
+    `shadows` the opinions of policies that do not serve, which are settled and count for nothing else.
     """
 
     decision_id: str
@@ -51,6 +52,7 @@ class OpenDecision:
     volatility: float
     opinions: tuple[Opinion, ...]
     conflicts: tuple[Mapping[str, Any], ...] = ()
+    shadows: tuple[Opinion, ...] = ()
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ class OutcomeTracker:
         A decision whose symbol has no bar in its horizon can never be settled; it is dropped and counted.
         """
         result = Settlement()
-        earned: list[tuple[str, str, float, bool]] = []
+        earned: list[tuple[Opinion, OutcomeUpdate]] = []
         for decided in sorted(day for day in self._open if self._calendar.next_session(day, self._horizon) <= session):
             end = self._calendar.next_session(decided, self._horizon)
             window = len(self._calendar.sessions(decided, session))
@@ -142,17 +144,21 @@ class OutcomeTracker:
                 )  # fmt: skip
                 result.outcomes.append((decision, outcome))
                 for opinion in decision.opinions:
-                    update = self._reward(opinion, outcome, earned)
+                    update = self._reward(opinion, outcome)
                     result.updates.append(update)
                     result.matured.append(_matured(opinion, update))
+                    earned.append((opinion, update))
+                result.updates.extend(self._reward(shadow, outcome) for shadow in decision.shadows)
         # calls that mature together must not see one another: history grows only now
-        for agent_type, recommendation, value, success in earned:
-            self._remember(agent_type, recommendation, value, success)
-            if success:
+        for opinion, update in earned:
+            agent_type, recommendation = opinion.agent_type, opinion.recommendation
+            value = direction(recommendation) * update.actual_return - (update.costs or 0.0)
+            self._remember(agent_type, recommendation, value, update.success)
+            if update.success:
                 result.successes[agent_type] = result.successes.get(agent_type, 0) + 1
         return result
 
-    def _reward(self, opinion: Opinion, outcome: Outcome, earned: list[tuple[str, str, float, bool]]) -> OutcomeUpdate:
+    def _reward(self, opinion: Opinion, outcome: Outcome) -> OutcomeUpdate:
         side = direction(opinion.recommendation)
         costs = outcome.costs if side else 0.0
         drawdown = -outcome.max_rise if side < 0 else outcome.max_drawdown
@@ -176,10 +182,8 @@ class OutcomeTracker:
             apply_risk=opinion.agent_type == "strategist",
         )
         reward = trajectory_reward(components, self._score_of(opinion), self._judge_weight)
-        success = bool(components.success)
-        earned.append((opinion.agent_type, opinion.recommendation, side * outcome.actual_return - costs, success))
         return OutcomeUpdate(
-            opinion.trajectory_id, outcome.actual_return, success, round(reward, 10), outcome.matured_at,
+            opinion.trajectory_id, outcome.actual_return, bool(components.success), round(reward, 10), outcome.matured_at,
             outcome.benchmark_return, drawdown, costs,
         )  # fmt: skip
 

@@ -24,6 +24,7 @@ from training.local_models import LocalModels
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline, SFTPipelineConfig
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
+from training.trials import NothingServed, Trials
 from utils.clock import VirtualClock
 from utils.errors import ProviderError
 from utils.settings import OrchestratorConfig
@@ -76,6 +77,18 @@ def experience(session: int, symbol: str, rng: random.Random) -> Trajectory:
     )
 
 
+class Aligned(NothingServed):
+    """Keeps the champion at each alignment that changed it."""
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self._registry = ModelRegistry(library)
+        self.champions: list[ModelVersion] = []
+
+    def align(self, agent_type: str) -> None:
+        held = self._registry.held_by(agent_type).get("champion")
+        self.champions.extend([held.model] if held is not None and held.model not in self.champions else [])
+
+
 def fill(
     library: ExperienceLibraryPostgres, sessions: range, rng: random.Random, symbols: tuple[str, ...] = SYMBOLS
 ) -> None:
@@ -96,17 +109,19 @@ def make_loop(
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
 ) -> Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]]:
     def make(check_interval_hours: float = 6.0, **changes: object) -> tuple[OnlineLearningLoop, list[ModelVersion]]:
-        deployed: list[ModelVersion] = []
+        deployed = Aligned(library)
         config = SFTPipelineConfig(
             data_dir=tmp_path,
             cache_dir=model_cache,
             derived_ids=True,
             timeout_s=400,
+            shadow_stage=False,
             **changes,  # type: ignore[arg-type]
         )
-        pipeline = AutomatedSFTPipeline(config, library, clock=VirtualClock(START), deploy=deployed.append)
+        pipeline = AutomatedSFTPipeline(config, library, clock=VirtualClock(START))
         triggers = OnlineLearningConfig(check_interval_hours=check_interval_hours)
-        return OnlineLearningLoop(triggers, library, [pipeline], VirtualClock(START), deploy=deployed.append), deployed
+        trials = Trials(library, OrchestratorConfig(), deployed)
+        return OnlineLearningLoop(triggers, library, [pipeline], VirtualClock(START), trials=trials), deployed.champions
 
     return make
 
@@ -155,7 +170,8 @@ def test_a_better_model_is_promoted_deployed_and_restored_after_a_restart(
     loop.check(at)
     assert loop.get_status()["training_log_count"] == 1
     restarted, restored = make_loop()
-    assert [version.version for version in restarted.restore_champions()] == [champion.version]
+    restarted.restore()
+    assert [version.version for version in restored] == [champion.version]
     assert [version.sha256 for version in restored] == [champion.sha256]
     # what is trained next is compared with the champion's answers, not with the guesses stored before it served
     fill(library, range(205, 290), random.Random(6))

@@ -28,8 +28,10 @@ from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
+from training.trials import NothingServed, Trials
 from utils.artifacts import verify
 from utils.clock import VirtualClock
+from utils.settings import OrchestratorConfig
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -108,13 +110,13 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path, hyper_parameters: Path
 ) -> None:
     fill(library, range(135))
-    deployed: list[ModelVersion] = []
     clock = VirtualClock(START)
     pipeline = AutomatedRLPipeline(
-        config(tmp_path, model_cache, hyper_parameters=hyper_parameters), library, clock=clock, deploy=deployed.append
+        config(tmp_path, model_cache, hyper_parameters=hyper_parameters, shadow_stage=False), library, clock=clock
     )
     tuning = AutomatedSFTPipeline(SFTPipelineConfig(data_dir=tmp_path, cache_dir=model_cache), library, clock=clock)
-    loop = OnlineLearningLoop(OnlineLearningConfig(), library, [tuning, pipeline], clock, deploy=deployed.append)
+    trials = Trials(library, OrchestratorConfig(), NothingServed())
+    loop = OnlineLearningLoop(OnlineLearningConfig(), library, [tuning, pipeline], clock, trials=trials)
     at = START + timedelta(days=135 + HORIZON)
     loop.check(at)
     triggers = {trigger["kind"]: trigger for trigger in loop.get_status()["triggers"]}
@@ -127,7 +129,6 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
     assert gate["sessions"] >= 60
     champion = ModelRegistry(library).holder("strategist", "champion")
     assert champion is not None
-    assert [version.version for version in deployed] == [champion.version]
     assert verify(champion.path, champion.sha256).meta["agent_type"] == "strategist"
 
     ((dataset_id, kind, rows),) = column(library, "SELECT dataset_id, kind, rows FROM datasets")

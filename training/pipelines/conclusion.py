@@ -16,13 +16,35 @@ from training.model_registry import ModelRegistry, ModelVersion
 
 
 def conclude(
-    registry: ModelRegistry, cursor: psycopg.Cursor[Any], model: ModelVersion, verdict: GateVerdict, at: datetime
-) -> ModelVersion | None:
-    """Register a version with its verdict and move the aliases; return it if it serves from now on."""
-    state = {"promote": "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
+    registry: ModelRegistry,
+    cursor: psycopg.Cursor[Any],
+    model: ModelVersion,
+    verdict: GateVerdict,
+    at: datetime,
+    *,
+    shadow_stage: bool = True,
+) -> str:
+    """Register a version with its verdict and move the aliases.
+
+    Parameters
+    ----------
+    shadow_stage : bool
+        Whether a version that the gate has passed proves itself in shadow before it serves.
+
+    Returns
+    -------
+    str
+        The version's state: rejected, trained (without enough evidence for a verdict), shadow or champion.
+    """
+    state = {"promote": "shadow" if shadow_stage else "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
     model = dataclasses.replace(model, gate=verdict.to_dict(), state=state)
     registry.register(cursor, model)
-    if not verdict.promoted:
-        return None
-    registry.promote(cursor, model, at, verdict.reasons[0] if verdict.reasons else "the gate")
-    return model
+    reason = verdict.reasons[0] if verdict.reasons else "the gate"
+    if state == "champion":
+        registry.promote(cursor, model, at, reason)
+    elif state == "shadow":
+        rival = registry.holders(cursor, model.agent_type, lock=True).get(model.agent_type, {}).get("challenger")
+        if rival is not None and rival.model.version != model.version:  # trained by hand, meanwhile
+            registry.turn_down(cursor, rival.model, at, f"{model.version} took its place before its trial was over")
+        registry.challenge(cursor, model, at, reason)
+    return state

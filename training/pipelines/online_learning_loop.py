@@ -7,7 +7,7 @@ it has a thread that checks at an interval. What it knows of the past stands in 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
+from training.trials import NothingServed, Serving, Trials
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryUnavailable
 from utils.logs import logger
@@ -29,6 +30,8 @@ from utils.telemetry import NO_TELEMETRY, Telemetry
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RECENT_TRAININGS = 5
+TEND_EVERY_S = 60.0
+"""Within which a version moves after the evidence, live, while no instant comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class OnlineLearningLoop:
         In the order in which they are checked: of an agent, fine-tuning comes before reinforcement learning.
     clock : Clock
         Of `start`'s own thread.
+    trials : Trials
+        Of the versions that there are; an agent's trainings wait while it has a challenger.
 
     Attributes
     ----------
@@ -76,8 +81,8 @@ class OnlineLearningLoop:
         pipelines: Sequence[TrainingPipeline[Any]],
         clock: Clock,
         *,
+        trials: Trials,
         owns_library: bool = False,
-        deploy: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
         self.config = config
         self._library = library
@@ -87,10 +92,11 @@ class OnlineLearningLoop:
             pipeline.on_progress = self._note_progress
         self._clock = clock
         self._owns_library = owns_library
-        self._deploy = deploy
+        self._trials = trials
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._last_check: datetime | None = None
+        self._tended: datetime | None = None
         self._details: dict[tuple[str, str], str] = {}
         self._recent: list[dict[str, Any]] = []
         self._trainings = 0
@@ -106,7 +112,7 @@ class OnlineLearningLoop:
         clock: Clock,
         *,
         derived_ids: bool,
-        deploy: Callable[[ModelVersion], None],
+        serving: Serving,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> OnlineLearningLoop:
         """Build the loop of a daemon from its configuration."""
@@ -117,28 +123,33 @@ class OnlineLearningLoop:
             rl_min_new_trajectories=settings.rl_min_trajectories,
             rl_retrain_interval_hours=settings.rl_retrain_interval_hours,
         )
-        pipelines = _pipelines(settings, library, clock, derived_ids=derived_ids, deploy=deploy, telemetry=telemetry)
-        return cls(config, library, pipelines, clock, deploy=deploy)
+        pipelines = _pipelines(settings, library, clock, derived_ids=derived_ids, telemetry=telemetry)
+        trials = Trials(library, settings, serving, telemetry=telemetry)
+        return cls(config, library, pipelines, clock, trials=trials)
 
     @property
     def running(self) -> bool:
         """Whether a thread of the loop's own checks."""
         return self._thread is not None and self._thread.is_alive()
 
-    def restore_champions(self) -> list[ModelVersion]:
-        """Deploy the champions that the run has; returns them."""
-        agents = dict.fromkeys(p.config.agent_type for p in self._pipelines)
-        found = [version for agent in agents if (version := self._registry.holder(agent, "champion")) is not None]
-        for version in found:
-            self._deploy(version)
-        return found
+    def restore(self) -> None:
+        """Have the versions that the run has serve, and answer in shadow, as its aliases say."""
+        self._trials.align()
+
+    def tend(self, at: datetime) -> None:
+        """Look at the versions again if a minute has passed: for whoever has nothing else to do meanwhile."""
+        if self._tended is None or (at - self._tended).total_seconds() >= TEND_EVERY_S:
+            self._trials.check(at)
+            self._tended = at
 
     def check(self, at: datetime) -> None:
-        """Look at every trigger as of an instant, at most once an interval, and train what is ready.
+        """Look at the versions on trial; then, at most once an interval, at every trigger, and train what is ready.
 
         The interval is aligned to the epoch and not to the last check, so that a resumed replay checks at the same
         instants as an uninterrupted one. An instant that was checked before is checked again without effect.
         """
+        self._trials.check(at)
+        self._tended = at
         window = self._window(at)
         if self._last_check is not None and self._window(self._last_check) == window and self._last_check != at:
             return
@@ -146,12 +157,18 @@ class OnlineLearningLoop:
         for pipeline in self._pipelines:
             if self._stop.is_set():
                 return
+            agent_type = pipeline.config.agent_type
+            waiting = self._trials.waiting(agent_type)
+            if waiting is not None:
+                self._details[pipeline.kind, agent_type] = waiting
+                continue
             result = pipeline.run_pipeline(at=at)
-            self._details[pipeline.kind, pipeline.config.agent_type] = str(
+            self._details[pipeline.kind, agent_type] = str(
                 result.get("skipped") or result.get("error") or result.get("verdict")
             )
             if result["run_id"] is not None:
                 self.progress = None
+                self._trials.align()
                 self._refresh()
 
     def resume_after(self, instant: datetime) -> None:
@@ -190,6 +207,7 @@ class OnlineLearningLoop:
             "recent_trainings": self._recent,
             "training_now": dict(self.progress) if self.progress else None,
             "triggers": triggers,
+            "versions": self._trials.snapshot(),
         }
 
     def start(self) -> None:
@@ -280,7 +298,9 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
     )
     library = open_library(settings)
     clock = WallClock()
-    loop = OnlineLearningLoop(config, library, _pipelines(settings, library, clock), clock, owns_library=True)
+    trials = Trials(library, settings, NothingServed())
+    pipelines = _pipelines(settings, library, clock)
+    loop = OnlineLearningLoop(config, library, pipelines, clock, trials=trials, owns_library=True)
     loop.start()
     return loop
 

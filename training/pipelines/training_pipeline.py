@@ -50,8 +50,6 @@ class TrainingPipeline(ABC, Generic[C]):
     library : ExperienceLibraryPostgres, optional
         The configured database is opened (and closed by `close`) if none is given.
     clock : Clock
-    deploy : callable
-        Told of a version that the gate has promoted, after the promotion is committed.
 
     Attributes
     ----------
@@ -68,7 +66,6 @@ class TrainingPipeline(ABC, Generic[C]):
         library: ExperienceLibraryPostgres | None = None,
         *,
         clock: Clock | None = None,
-        deploy: Callable[[ModelVersion], None] = lambda version: None,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.config = config
@@ -76,7 +73,6 @@ class TrainingPipeline(ABC, Generic[C]):
         self._library = library or open_library(OrchestratorConfig(data_dir=self.config.data_dir))
         self._registry = ModelRegistry(self._library)
         self._clock: Clock = clock or WallClock()
-        self._deploy = deploy
         self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._telemetry = telemetry
         self.stop_event = threading.Event()
@@ -316,7 +312,7 @@ class TrainingPipeline(ABC, Generic[C]):
     def _conclude(
         self, identity: uuid.UUID, at: datetime, dataset: SavedDataset, result: TrainingResult, verdict: GateVerdict
     ) -> None:
-        """Write version, verdict, promotion and the run's end in one transaction; then deploy."""
+        """Write version, verdict, moves of the aliases and the run's end in one transaction."""
         agent_type = self.config.agent_type
         name = version_name(agent_type, result.adapter_sha256)
         model = ModelVersion(
@@ -326,14 +322,12 @@ class TrainingPipeline(ABC, Generic[C]):
         metrics = {**result.metrics, "examples": dataset.rows, "version": name, "verdict": verdict.verdict}
         with self._library.connection() as connection, connection.cursor() as cursor:
             training_runs.end(cursor, identity, "completed", at, metrics=metrics, checkpoint=str(result.adapter_dir))
-            served = conclude(self._registry, cursor, model, verdict, at)
+            state = conclude(self._registry, cursor, model, verdict, at, shadow_stage=self.config.shadow_stage)
         self._telemetry.count("training_runs_total", agent_type=agent_type, training_type=self.kind)
-        self._telemetry.count(
-            "model_promotions_total" if verdict.promoted else "model_rejections_total", agent_type=agent_type
-        )
+        counter = {"champion": "model_promotions_total", "shadow": None}.get(state, "model_rejections_total")
+        if counter is not None:  # what becomes of a challenger is counted at the end of its trial
+            self._telemetry.count(counter, agent_type=agent_type)
         logger.info("the gate on %s: %s. %s", name, verdict.verdict, " ".join(verdict.reasons))
-        if served is not None:
-            self._deploy(served)
 
     def _record_failure(self, identity: uuid.UUID, at: datetime, error: str) -> None:
         agent_type = self.config.agent_type

@@ -40,6 +40,8 @@ class PipelineConfig:
         Of a trade, fraction of its value.
     hyper_parameters : Path, optional
         YAML file; the kind's own in ``config/training`` by default.
+    shadow_stage : bool
+        Whether a version that the gate has passed proves itself in shadow before it serves.
     derived_ids : bool
         In a replay identities follow from the run and the content; elsewhere they are time-ordered.
     """
@@ -61,6 +63,7 @@ class PipelineConfig:
     timeout_s: float = 3600.0
     seed: int = 42
     hyper_parameters: Path | None = None
+    shadow_stage: bool = True
     derived_ids: bool = False
 
     @staticmethod
@@ -129,6 +132,7 @@ def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> d
         "one_way_cost": config.execution.one_way_cost,
         "timeout_s": config.learning.train_timeout_s,
         "seed": config.random_state,
+        "shadow_stage": config.learning.shadow_stage,
         "derived_ids": derived_ids,
     }
 
