@@ -28,6 +28,7 @@ are found late: after a gate of 60 sessions one of .5 σ takes 303 on average.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from datetime import date, datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluation.bootstrap import few_blocks_factor
 
@@ -195,13 +197,20 @@ def too_many_fatal(version: int, reference: int) -> bool:
     """
     if version < MIN_FATAL:
         return False
+    for_version, for_reference, weights = _greater_shares()
+    log_ratio = version * for_version + reference * for_reference
+    highest = float(log_ratio.max())
+    evidence = highest + math.log(float((np.exp(log_ratio - highest) * weights).sum()))
+    return evidence > -math.log(FATAL_LEVEL)
+
+
+@functools.cache
+def _greater_shares() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return log likelihood ratios of either's fatal output at the shares above 2/3, and the weights of an even mean."""
     null = FATAL_RATIO / (1 + FATAL_RATIO)
     nodes, weights = np.polynomial.legendre.leggauss(64)
     share = null + (1 - null) * (nodes + 1) / 2
-    log_ratio = version * np.log(share / null) + reference * np.log((1 - share) / (1 - null))
-    highest = float(log_ratio.max())
-    evidence = highest + math.log(float((np.exp(log_ratio - highest) * weights).sum()) / 2)
-    return evidence > -math.log(FATAL_LEVEL)
+    return np.log(share / null), np.log((1 - share) / (1 - null)), weights / 2
 
 
 def too_slow(latencies_s: list[float]) -> float | None:
