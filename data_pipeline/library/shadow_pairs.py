@@ -86,7 +86,7 @@ def settled(
     cursor.execute(
         "SELECT s.trajectory_id, s.symbol, s.as_of, s.matured_at, s.actual_return, s.benchmark_return, "
         "(s.market_state->'inputs'->>'daily_volatility')::float8, s.recommendation, s.confidence, x.recommendation, "
-        f"x.confidence, x.abstained {_PAIRS} AND s.matured_at <= %(until)s AND s.matured_at > coalesce(%(since)s, '-infinity') "
+        f"x.confidence, x.abstained {_PAIRS} AND s.matured_at <= %(until)s AND s.matured_at > coalesce(%(since)s::timestamptz, '-infinity') "
         'ORDER BY s.matured_at, s.as_of, s.symbol COLLATE "C"',
         {**_parameters(chosen), "since": since, "until": until},
     )
@@ -103,7 +103,7 @@ def fatal_findings(
     fatal = "EXISTS (SELECT 1 FROM error_findings f WHERE f.trajectory_id = {}.trajectory_id AND f.severity = 'fatal')"
     cursor.execute(
         f"SELECT count(*), count(*) FILTER (WHERE {fatal.format('s')}), count(*) FILTER (WHERE {fatal.format('x')}), "
-        f"max(s.as_of) {_PAIRS} AND s.as_of <= %(until)s AND s.as_of > coalesce(%(since)s, '-infinity')",
+        f"max(s.as_of) {_PAIRS} AND s.as_of <= %(until)s AND s.as_of > coalesce(%(since)s::timestamptz, '-infinity')",
         {**_parameters(chosen), "since": since, "until": until},
     )
     row = cursor.fetchone()

@@ -114,7 +114,9 @@ def test_a_drop_is_found_within_the_stated_number_of_sessions(shift: float, low:
         assert half < 4
 
 
-def test_a_deviation_that_a_gate_of_sixty_sessions_has_estimated_leaves_a_false_alarm_in_a_tenth_of_first_years() -> None:
+def test_a_deviation_that_a_gate_of_sixty_sessions_has_estimated_leaves_a_false_alarm_in_a_tenth_of_first_years() -> (
+    None
+):
     from evaluation.bootstrap import few_blocks_factor, lower_bound
 
     rng, alarms, runs = np.random.default_rng(4), 0, 400
