@@ -74,7 +74,8 @@ class Shadows:
         try:
             answers = policy.decide_many(requests)
             if len(answers) == len(requests):
-                return answers
+                # checked anew: one that no row can hold must not keep the decision beside it from being stored
+                return [type(answer).model_validate(answer.model_dump()) for answer in answers]
             fault: object = f"{len(answers)} answers to {len(requests)} requests"
         except ProviderError as error:
             fault = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
 
@@ -350,3 +351,21 @@ def test_a_grade_that_never_met_an_outcome_is_not_kept_for_ever() -> None:
     made.track(decision(0))
     settle(made, market, 5)
     assert made._scores == {}
+
+
+def test_a_shadows_opinion_is_settled_like_any_and_counts_for_nothing_else() -> None:
+    served = Opinion("served", "technical", "sell", 0.7)
+    shadow = Opinion("shadow", "technical", "buy", 0.9, policy="local:technical@1")
+    with_shadow, alone, market = tracker(), tracker(), Market().add("AAA", [100.0 + place for place in range(12)])
+    with_shadow.track(replace(decision(0, "AAA", served), shadows=(shadow,)))
+    alone.track(decision(0, "AAA", served))
+    with_shadow.graded({"shadow": 100.0})
+    beside, without = settle(with_shadow, market, 5), settle(alone, market, 5)
+    assert [update.trajectory_id for update in beside.updates] == ["served", "shadow"]
+    assert beside.updates[:1] == without.updates
+    assert beside.updates[1].success
+    assert beside.updates[1].reward > 0
+    assert (beside.matured, beside.successes) == (without.matured, without.successes) == (without.matured, {})
+    for made in (with_shadow, alone):
+        made.track(decision(1, "AAA", Opinion("next", "technical", "buy", 0.7)))
+    assert settle(with_shadow, market, 6).updates == settle(alone, market, 6).updates
