@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from agents.policies.local.engine import Adapter
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
+from data_pipeline.feeds.factory import build_feed
 from data_pipeline.library import findings, trajectories
 from data_pipeline.library.findings import Finding
+from data_pipeline.library_access import open_library
+from monitoring import recovery
 from training import training_runs
 from training.model_registry import ModelRegistry, ModelVersion
+from utils.settings import OrchestratorConfig
 
 START = datetime(2014, 1, 6, 21, tzinfo=UTC)
 HORIZON = 5
@@ -132,3 +138,21 @@ def decide(
 def fatal(row: Trajectory) -> Finding:
     """A fatal finding in an opinion."""
     return Finding(row.trajectory_id, "schema.missing_field", "fatal", None, "/x", "broken", "mend it", "schema", {})
+
+
+@contextlib.contextmanager
+def prepared_run(config: OrchestratorConfig) -> Iterator[ExperienceLibraryPostgres]:
+    """Open the database of a daemon that is yet to start, with the run that it will find to be its own."""
+    library = open_library(config)
+    try:
+        feed = build_feed(config)
+        identity = recovery.identify(config, feed, embedding=library.embedder.model, base_model=None)
+        library.run_id = recovery.open_run(library, identity, fresh=False).run_id
+        yield library
+    finally:
+        library.close()
+
+
+def moves(library: ExperienceLibraryPostgres) -> list[tuple[Any, ...]]:
+    """Return what the aliases of the run have done, but for the wall's time."""
+    return [dataclasses.astuple(event) for event in ModelRegistry(library).events()]
