@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from agents.policies.local.policy import LocalModelPolicy
 from monitoring.deployment import Deployment
 from orchestration.coordinator import Coordinator
 from training.local_models import LocalModels
-from training.model_registry import ModelVersion
+from training.model_registry import Held, Holders, ModelVersion
 from utils.errors import ProviderError
 from utils.settings import OrchestratorConfig
 
@@ -137,46 +138,161 @@ def test_a_library_that_is_not_installed_is_a_provider_error_with_the_remedy(
     assert "install stock-agents[training]" in said.stdout
 
 
+class Aliases(dict[str, Holders]):
+    """What the aliases point to, by agent."""
+
+    def held_by(self, agent_type: str) -> Holders:
+        return self.get(agent_type, {})
+
+    def hold(self, **aliases: ModelVersion | None) -> None:
+        """Point aliases to versions, or nowhere; the agent stands in the names of the versions."""
+        agent_type = next(version.agent_type for version in aliases.values() if version is not None)
+        held = {**self.get(agent_type, {})}
+        for alias, version in aliases.items():
+            held.pop(alias, None)  # type: ignore[call-overload]
+            if version is not None:
+                held[alias] = Held(version, datetime(2014, 1, 6, tzinfo=UTC), "")  # type: ignore[index]
+        self[agent_type] = held
+
+
+Deployed = tuple[Deployment, Coordinator, LocalModels, list[str], Aliases]
+
+
 @pytest.fixture
-def deployed(base: Path) -> Iterator[tuple[Deployment, Coordinator, LocalModels, list[str]]]:
-    config = config_of(base)
+def deployed(base: Path) -> Iterator[Deployed]:
+    config = config_of(base, agent_settings={"fundamental": {"policy": "rules"}})
     states: list[str] = []
+    aliases = Aliases()
     with LocalModels(config) as models:
         coordinator = Coordinator(config, local_policies=models.policy_for)
-        yield Deployment(config, coordinator, models, states.append), coordinator, models, states
+        yield (
+            Deployment(config, coordinator, models, aliases.held_by, states.append),
+            coordinator,
+            models,
+            states,
+            aliases,
+        )
         coordinator.close()
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_former_one_and_the_state_heals_with_the_next_that_can(
-    deployed: tuple[Deployment, Coordinator, LocalModels, list[str]], adapters: list[Adapter]
-) -> None:
-    deployment, coordinator, _, states = deployed
-    deployment.deploy(version_of("technical@1", adapters[0]))
-    deployment.deploy(version_of("technical@2", adapters[1], sha256="f" * 64))
-    assert coordinator.policies["technical"] == "local:technical@1"
-    assert states == ["degraded: technical@2 cannot be loaded"]
-    deployment.deploy(version_of("news@1", adapters[1], "news", sha256="f" * 64))
-    deployment.deploy(version_of("technical@3", adapters[1]))
-    assert coordinator.policies["technical"] == "local:technical@3"
-    assert states[2:] == ["degraded: news@1 cannot be loaded"]
-    deployment.deploy(version_of("news@2", adapters[1], "news"))
-    assert states[3:] == ["running"]
-
-
-def test_a_version_that_is_deployed_twice_serves_on_and_its_predecessor_has_left(
-    deployed: tuple[Deployment, Coordinator, LocalModels, list[str]], adapters: list[Adapter]
-) -> None:
-    deployment, coordinator, models, states = deployed
-    for name, adapter in (("technical@1", 0), ("technical@2", 1), ("technical@2", 1)):
-        deployment.deploy(version_of(name, adapters[adapter]))
+def loaded(models: LocalModels) -> set[str]:
+    """Return the trained versions that the engine holds."""
     gc.collect()
-    policy = coordinator._agents["technical"].policy
-    assert policy.name == "local:technical@2"
-    answers = policy._source.answer(questions(4, seed=3))  # type: ignore[attr-defined]
-    assert all(isinstance(answer, str) for answer in answers)
     engine: Any = models._engine
-    assert set(engine._holders) & {"technical@1", "technical@2"} == {"technical@2"}
+    return {name for name in engine._holders if "@" in name and not name.startswith("base@")}
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_former_one_and_the_state_heals_with_the_next_that_can(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, _, states, aliases = deployed
+    first, broken = version_of("technical@1", adapters[0]), version_of("technical@2", adapters[1], sha256="f" * 64)
+    aliases.hold(champion=first)
+    deployment.align("technical")
+    aliases.hold(champion=broken, previous=first)
+    deployment.align("technical")
+    assert coordinator.policies["technical"] == "local:technical@1"
+    assert coordinator.shadows == {}
+    assert states == ["degraded: technical@2 cannot be loaded"]
+    aliases.hold(champion=version_of("news@1", adapters[1], "news", sha256="f" * 64))
+    deployment.align("news")
+    aliases.hold(champion=version_of("technical@3", adapters[1]))
+    deployment.align("technical")
+    assert coordinator.policies["technical"] == "local:technical@3"
+    assert states[1:] == ["degraded: news@1 cannot be loaded"]
+    aliases.hold(champion=version_of("news@2", adapters[1], "news"))
+    deployment.align("news")
+    assert states[2:] == ["running"]
+
+
+def test_a_champion_that_is_aligned_twice_serves_on_in_the_same_policy_and_what_is_not_needed_has_left(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, models, states, aliases = deployed
+    aliases.hold(champion=version_of("technical@1", adapters[0]))
+    deployment.align("technical")
+    aliases.hold(champion=version_of("technical@2", adapters[1]))
+    deployment.align("technical")
+    policy = coordinator.serving("technical")
+    deployment.align("technical")
+    assert coordinator.serving("technical") is policy
+    assert coordinator.policies["technical"] == "local:technical@2"
+    answers = policy._source.answer(questions(4, seed=3))  # type: ignore[union-attr]
+    assert all(isinstance(answer, str) for answer in answers)
+    assert loaded(models) == {"technical@2"}
     assert states == []
+
+
+def test_a_challenger_answers_in_shadow_serves_once_it_is_champion_and_leaves_when_it_is_turned_down(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, models, _, aliases = deployed
+    base_policy = coordinator.policies["technical"]
+    challenger = version_of("technical@1", adapters[0])
+    aliases.hold(challenger=challenger)
+    deployment.align("technical")
+    assert (coordinator.policies["technical"], coordinator.shadows) == (
+        base_policy,
+        {"technical": ["local:technical@1"]},
+    )
+    shadow = coordinator._shadows._policies["technical"][0]
+    aliases.hold(champion=challenger, challenger=None)
+    deployment.align("technical")
+    assert coordinator.serving("technical") is shadow  # nothing was loaded anew
+    assert coordinator.shadows == {"technical": [base_policy]}
+    aliases.hold(challenger=version_of("technical@2", adapters[1]), champion=challenger)
+    deployment.align("technical")
+    assert coordinator.shadows == {"technical": [base_policy, "local:technical@2"]}
+    aliases.hold(challenger=None, champion=challenger)
+    deployment.align("technical")
+    del shadow
+    assert loaded(models) == {"technical@1"}
+
+
+def test_a_champion_is_shadowed_by_its_predecessor_and_what_was_withdrawn_has_left(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, models, _, aliases = deployed
+    base_policy = coordinator.policies["technical"]
+    first, second = version_of("technical@1", adapters[0]), version_of("technical@2", adapters[1])
+    aliases.hold(champion=second, previous=first)
+    deployment.align("technical")
+    assert (coordinator.policies["technical"], coordinator.shadows) == (
+        "local:technical@2", {"technical": ["local:technical@1"]},
+    )  # fmt: skip
+    aliases.hold(champion=first, previous=None)
+    deployment.align("technical")
+    assert (coordinator.policies["technical"], coordinator.shadows) == (
+        "local:technical@1", {"technical": [base_policy]},
+    )  # fmt: skip
+    aliases["technical"] = {}
+    deployment.align("technical")
+    assert (coordinator.policies["technical"], coordinator.shadows) == (base_policy, {})
+    assert loaded(models) == set()
+
+
+def test_a_withdrawn_version_does_not_go_on_serving_where_its_heir_cannot_be_loaded(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, _, states, aliases = deployed
+    base_policy = coordinator.policies["technical"]
+    aliases.hold(champion=version_of("technical@2", adapters[1]))
+    deployment.align("technical")
+    aliases.hold(champion=version_of("technical@1", adapters[0], sha256="f" * 64))
+    deployment.align("technical")
+    assert coordinator.policies["technical"] == base_policy
+    assert states == ["degraded: technical@1 cannot be loaded"]
+
+
+def test_a_seat_that_is_configured_otherwise_keeps_its_policy_and_its_challenger_is_tried_all_the_same(
+    deployed: Deployed, adapters: list[Adapter]
+) -> None:
+    deployment, coordinator, _, _, aliases = deployed
+    champion, challenger = (version_of(f"fundamental@{n}", adapters[n], "fundamental") for n in (0, 1))
+    aliases.hold(champion=champion, challenger=challenger)
+    deployment.align("fundamental")
+    assert coordinator.policies["fundamental"] == deployment.baseline("fundamental") == "rules"
+    assert coordinator.shadows == {"fundamental": ["local:fundamental@1"]}
 
 
 def test_a_version_that_a_server_was_told_to_load_is_unloaded_once_a_swap_has_forgotten_it(
@@ -185,10 +301,11 @@ def test_a_version_that_a_server_was_told_to_load_is_unloaded_once_a_swap_has_fo
     with FakeLoraServer(OpenAI().answer(HOLD)) as server:
         config = config_of(base, local={"server_url": server.url, "served_model": "base"})
         with LocalModels(config) as models:
-            coordinator = Coordinator(config, local_policies=models.policy_for)
-            deployment = Deployment(config, coordinator, models, lambda state: None)
+            coordinator, aliases = Coordinator(config, local_policies=models.policy_for), Aliases()
+            deployment = Deployment(config, coordinator, models, aliases.held_by, lambda state: None)
             for number, adapter in enumerate(adapters):
-                deployment.deploy(version_of(f"technical@{number}", adapter))
+                aliases.hold(champion=version_of(f"technical@{number}", adapter))
+                deployment.align("technical")
             gone = threading.Event()
             for _ in range(1000):
                 if server.unloaded:
