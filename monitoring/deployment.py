@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from agents.factory import rules_for
+from agents.factory import policy_kinds, rules_for
 from agents.policies.base import Policy
 from agents.policies.local.states import LOCAL_AGENTS
 from orchestration.coordinator import Coordinator
 from training.local_models import LocalModels
-from training.model_registry import Holders, ModelVersion
+from training.model_registry import Alias, Holders, ModelVersion
 from utils.errors import ProviderError, TrainingFailed
+from utils.llm.factory import HOSTED
 from utils.logs import logger
 from utils.schema import AgentType
 from utils.settings import OrchestratorConfig
@@ -55,8 +56,12 @@ class Deployment:
         self._configured: dict[str, Policy] = {
             name: policy for name in LOCAL_AGENTS if (policy := coordinator.serving(name)) is not None
         }
+        # a champion without a predecessor is measured by what it replaced; a hosted model would be billed for it
+        hosted: list[AgentType] = [name for name, kind in policy_kinds(config).items() if kind in HOSTED]
+        self._references = self._configured | {name: rules_for(name) for name in hosted if name in self._configured}
         self._loaded: dict[str, dict[str, Policy]] = {}  # by agent and version: what serves, or answers in shadow
         self._ill: dict[str, list[str]] = {}  # by agent, the versions that could not be loaded
+        self._unserved: dict[str, str | None] = {}  # by agent, the champion that the configuration keeps from serving
         self._said = "running"
 
     def align(self, agent_type: str) -> None:
@@ -64,28 +69,29 @@ class Deployment:
 
         The former serves from the agent's next decision on. Without a champion, the configured policy serves; where the
         champion cannot be loaded, the previous version does, or else the configured policy, and the state is degraded until
-        an alignment finds that all can be loaded. What is loaded already stays; a decision in hand is finished by the policy that began it, which is
-        unloaded once nobody asks it any more. A second alignment changes nothing.
+        an alignment finds that all can be loaded. What is loaded already stays; a decision in hand is finished by the policy
+        that began it, which is unloaded once nobody asks it any more. A second alignment changes nothing, unless what could
+        not be loaded now can.
         """
         configured = self._configured.get(agent_type)
         if configured is None:
             return
         holders = self._held_by(agent_type)
         self._ill[agent_type] = []
+        yields = self._config.policy_of(agent_type) in ("auto", "local")  # its seat to a champion
+        wanted: dict[Alias, bool] = {"champion": yields, "previous": yields, "challenger": True}
         champion, previous, challenger = (
-            self._policy(agent_type, held.model) if (held := holders.get(alias)) is not None else None
-            for alias in ("champion", "previous", "challenger")
+            self._policy(agent_type, holders[alias].model) if needed and alias in holders else None
+            for alias, needed in wanted.items()
         )
-        kind = self._config.policy_of(agent_type)
-        serves, shadows = configured, []
-        if kind not in ("auto", "local"):
-            if "champion" in holders:
-                version = holders["champion"].model.version
-                logger.info("%s stays with %s, as configured; %s is registered only", agent_type, kind, version)
+        serves: Policy = configured
+        shadows: list[Policy] = []
+        if not yields:
+            self._note_unserved(agent_type, holders)
         elif champion is not None:
             serves = champion
             if "previous" not in holders:
-                shadows.append(configured)
+                shadows.append(self._references[agent_type])
             elif previous is not None:
                 shadows.append(previous)
         elif "champion" in holders and previous is not None:
@@ -98,10 +104,10 @@ class Deployment:
         self._loaded[agent_type] = {v: p for v, p in self._loaded.get(agent_type, {}).items() if id(p) in kept}
         self._report(agent_type, holders, serves)
 
-    def baseline(self, agent_type: str) -> str:
-        """Return the name of the policy that serves an agent where it has no champion."""
-        configured = self._configured.get(agent_type)
-        return "rules" if configured is None else configured.name
+    def reference(self, agent_type: str) -> str:
+        """Return the name of the policy by which a champion without a predecessor is measured."""
+        policy = self._references.get(agent_type)
+        return "rules" if policy is None else policy.name
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
         """Return the seconds that a policy's newest answers took; live only."""
@@ -131,6 +137,14 @@ class Deployment:
         self._coordinator.set_shadows(agent_type, shadows)
         if names != before:
             logger.info("in the shadow of %s: %s", agent_type, ", ".join(names) or "nobody")
+
+    def _note_unserved(self, agent_type: str, holders: Holders) -> None:
+        held = holders.get("champion")
+        version = None if held is None else held.model.version
+        if version is not None and version != self._unserved.get(agent_type):
+            name = self._configured[agent_type].name
+            logger.info("%s stays with %s, as configured; %s is registered only", agent_type, name, version)
+        self._unserved[agent_type] = version
 
     def _report(self, agent_type: str, holders: Holders, serves: Policy) -> None:
         """Say which versions cannot be loaded, and what that leads to."""

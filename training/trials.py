@@ -41,8 +41,8 @@ class Serving(Protocol):
         """Let what serves an agent, and what answers in its shadow, be what the aliases say; idempotent."""
         ...
 
-    def baseline(self, agent_type: str) -> str:
-        """Return the name of the policy that serves an agent where it has no champion."""
+    def reference(self, agent_type: str) -> str:
+        """Return the name of the policy by which a champion without a predecessor is measured."""
         ...
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
@@ -56,7 +56,7 @@ class NothingServed:
     def align(self, agent_type: str) -> None:
         """Do nothing."""
 
-    def baseline(self, agent_type: str) -> str:
+    def reference(self, agent_type: str) -> str:
         """Return the rules."""
         return "rules"
 
@@ -115,14 +115,22 @@ class Trials:
         self._telemetry = telemetry
         self._agents: dict[str, _Agent] = {}
 
-    def align(self) -> None:
-        """Have every agent whose aliases have moved since they were last looked at served as they say."""
+    def align(self, *, again: bool = False) -> None:
+        """Have every agent whose aliases have moved since they were last looked at served as they say.
+
+        Parameters
+        ----------
+        again : bool
+            The others too: what could not be loaded the last time may be there now.
+        """
         with self._library.connection() as connection, connection.cursor() as cursor:
             found = self._registry.holders(cursor)
         for agent_type in sorted({*found, *self._agents}):
             holders = found.get(agent_type, {})
             known = self._agents.get(agent_type)
             if known is not None and _names(known.holders) == _names(holders):
+                if again:
+                    self._serving.align(agent_type)
                 continue
             self._serving.align(agent_type)
             events = self._registry.events(agent_type)
@@ -174,7 +182,7 @@ class Trials:
             chosen = self._filter(agent_type, None, _policy(challenger), challenger)
             known.challenger = self._fold(chosen, challenger, before.challenger if before else None)
         if champion is not None:
-            reference = self._serving.baseline(agent_type) if previous is None else _policy(previous)
+            reference = self._serving.reference(agent_type) if previous is None else _policy(previous)
             chosen = self._filter(agent_type, _policy(champion), reference, champion)
             known.watch = self._fold(chosen, champion, before.watch if before else None)
         return known
@@ -225,7 +233,7 @@ class Trials:
     def _withdraw(self, agent_type: str, known: _Agent, at: datetime, reason: str) -> None:
         def move(cursor: psycopg.Cursor[Any]) -> str:
             heir = self._registry.withdraw(cursor, agent_type, at, reason)
-            return heir.version if heir is not None else self._serving.baseline(agent_type)
+            return heir.version if heir is not None else "the configured policy"
 
         heir = self._moved(agent_type, known.holders, move)
         if heir is not None:

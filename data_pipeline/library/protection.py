@@ -1,7 +1,7 @@
 """What keeps an experience from being removed, as one SQL expression: the name of its first protection, or NULL.
 
 Read by retention only. Each rule stands for a reader who would miss the row: the tracker of open decisions, a dataset's
-lineage, a model's verdict, the recovery of a run. `similar_ids` protect nothing: they record what an agent was shown,
+lineage, a model's verdict and its live trial, the recovery of a run. `similar_ids` protect nothing: they record what an agent was shown,
 nobody resolves them, and a chain of them would keep everything that was ever alike.
 """
 
@@ -33,7 +33,12 @@ PROTECTION = """CASE
         SELECT 1 FROM unnest(%(agents)s::text[], %(calls)s::text[], %(limits)s::timestamptz[]) AS h (agent_type, call, before)
         WHERE h.agent_type = t.agent_type AND h.call IS NOT DISTINCT FROM t.recommendation AND t.matured_at < h.before)
         THEN 'history'
-    WHEN %(resumable)s AND NOT t.abstained AND t.agent_type <> ALL(%(ungraded)s::text[]) AND NOT EXISTS (
+    WHEN %(resumable)s AND EXISTS (SELECT 1 FROM model_aliases a WHERE a.run_id = t.run_id AND a.agent_type = t.agent_type
+        AND a.alias IN ('champion', 'challenger') AND t.as_of > (SELECT max(e.as_of) FROM alias_events e
+            WHERE e.run_id = a.run_id AND e.agent_type = a.agent_type AND e.alias = a.alias AND e.new_version = a.version))
+        AND (t.shadow OR EXISTS (SELECT 1 FROM trajectories x
+            WHERE x.decision_id = t.decision_id AND x.agent_type = t.agent_type AND x.shadow)) THEN 'trial'
+    WHEN %(resumable)s AND NOT t.abstained AND NOT t.shadow AND t.agent_type <> ALL(%(ungraded)s::text[]) AND NOT EXISTS (
         SELECT 1 FROM judge_evaluations e WHERE e.trajectory_id = t.trajectory_id) THEN 'unjudged'
 END"""
 
@@ -44,6 +49,7 @@ IN_WORDS = {
     "training": "a training is under way",
     "decision": "decisions of a run that can be resumed",
     "history": "the newest calls, which rewards are calibrated by",
+    "trial": "a version on trial is judged by them",
     "unjudged": "the judges have not seen them yet",
 }
 

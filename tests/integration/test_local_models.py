@@ -203,6 +203,14 @@ def test_a_version_that_cannot_be_loaded_leaves_the_former_one_and_the_state_hea
     aliases.hold(champion=version_of("news@2", adapters[1], "news"))
     deployment.align("news")
     assert states[2:] == ["running"]
+    moved = adapters[0].folder.rename(adapters[0].folder.with_name("away"))
+    aliases.hold(champion=version_of("strategist@1", adapters[0], "strategist"))
+    deployment.align("strategist")
+    assert states[3:] == ["degraded: strategist@1 cannot be loaded"]
+    moved.rename(adapters[0].folder)
+    deployment.align("strategist")
+    assert coordinator.policies["strategist"] == "local:strategist@1"
+    assert states[4:] == ["running"]
 
 
 def test_a_champion_that_is_aligned_twice_serves_on_in_the_same_policy_and_what_is_not_needed_has_left(
@@ -291,7 +299,7 @@ def test_a_seat_that_is_configured_otherwise_keeps_its_policy_and_its_challenger
     champion, challenger = (version_of(f"fundamental@{n}", adapters[n], "fundamental") for n in (0, 1))
     aliases.hold(champion=champion, challenger=challenger)
     deployment.align("fundamental")
-    assert coordinator.policies["fundamental"] == deployment.baseline("fundamental") == "rules"
+    assert coordinator.policies["fundamental"] == deployment.reference("fundamental") == "rules"
     assert coordinator.shadows == {"fundamental": ["local:fundamental@1"]}
 
 

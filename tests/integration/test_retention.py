@@ -52,7 +52,7 @@ def library(shared_library: ExperienceLibraryPostgres) -> ExperienceLibraryPostg
     """A library without any row but the run `adhoc`, which no start goes on with."""
     with shared_library.connection() as connection:
         connection.execute(
-            "TRUNCATE trajectories, datasets, training_runs, model_versions, model_aliases, removed_calls CASCADE"
+            "TRUNCATE trajectories, datasets, training_runs, model_versions, model_aliases, alias_events, removed_calls CASCADE"
         )
         connection.execute("DELETE FROM runs WHERE run_id <> 'adhoc'")
     shared_library.run_id = "adhoc"
@@ -797,3 +797,33 @@ def test_the_command_refuses_what_cannot_be_meant_in_one_line(
     assert told.out == ""
     assert told.err.startswith("error: ") and words in told.err and told.err.count("\n") == 1
     assert not (tmp_path / "nothing-here").exists()
+
+
+def beside(day: int, **fields: Any) -> Trajectory:
+    """What a version in the shadow of `matured(day)` said, to the same decision."""
+    return matured(day, trajectory_id=f"s{day:04d}", decision_id=f"d{day}", shadow=True, **fields)
+
+
+def test_what_a_version_on_trial_is_judged_by_stays_with_the_opinions_in_its_shadow(resumable, monkeypatch) -> None:
+    monkeypatch.setattr(protection, "HISTORY_CALLS", 1)
+    pairs = [row for day in (1, 3) for row in (matured(day, decision_id=f"d{day}"), beside(day))]
+    store(resumable, *pairs, matured(4, decision_id="d4"), matured(5, decision_id="d5"))
+    policy = replace(OVER_FIFTY_DAYS, ungraded_agents=("news", "technical"))
+    registry = ModelRegistry(resumable)
+    with resumable.connection() as connection, connection.cursor() as cursor:
+        challenger = model(train(resumable, at_day=0, cutoff_day=0), "trained")
+        registry.register(cursor, challenger)
+        registry.challenge(cursor, challenger, T0 + timedelta(days=2), "it has passed")
+    assert clean(resumable, policy).kept == {"trial": 2, "history": 1}
+    assert ids(resumable) == ["s0003", "t0003", "t0005"]
+    with resumable.connection() as connection, connection.cursor() as cursor:
+        registry.turn_down(cursor, challenger, NOW, "it does worse")
+    assert clean(resumable, policy).kept == {"history": 1}
+    assert ids(resumable) == ["t0005"]
+
+
+def test_no_judge_is_waited_for_by_what_a_shadow_said(resumable, monkeypatch) -> None:
+    monkeypatch.setattr(protection, "HISTORY_CALLS", 1)
+    store(resumable, matured(1, decision_id="d1"), beside(1), matured(3))
+    assert clean(resumable).kept == {"unjudged": 1, "history": 1}
+    assert ids(resumable) == ["t0001", "t0003"]

@@ -154,6 +154,7 @@ class OnlineLearningLoop:
         if self._last_check is not None and self._window(self._last_check) == window and self._last_check != at:
             return
         self._last_check = at
+        self._trials.align(again=True)
         for pipeline in self._pipelines:
             if self._stop.is_set():
                 return
