@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from agents.policies.local.decisions import prompt_messages, stored_state
 from agents.policies.local.states import LANGUAGE
-from data_pipeline.data_synthesis import SavedDataset
+from data_pipeline.datasets import SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import Trajectory
 from data_pipeline.library_access import open_library

@@ -57,6 +57,7 @@ class RLHyperParameters(HyperParameters):
     batch_size: Count = 64
     max_completion_length: Count = 96
     temperature: Positive = 1.0
+    neighbours: Count = 128
     reward_weights: RewardWeights = RewardWeights()
 
     @model_validator(mode="after")
