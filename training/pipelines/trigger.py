@@ -87,6 +87,7 @@ class SFTPipelineConfig(PipelineConfig):
         return cls(
             min_new_trajectories=config.sft_min_trajectories,
             retrain_interval_hours=config.sft_retrain_interval_hours,
+            hyper_parameters=config.learning.sft_config,
             **_shared(config, agent_type, derived_ids),
         )
 
@@ -113,6 +114,7 @@ class RLPipelineConfig(PipelineConfig):
         return cls(
             min_new_trajectories=config.rl_min_trajectories,
             retrain_interval_hours=config.rl_retrain_interval_hours,
+            hyper_parameters=config.learning.rl_config,
             **_shared(config, agent_type, derived_ids),
         )
 

@@ -7,8 +7,9 @@ decision or it is nothing: no part of it is guessed, and no judge is asked, sinc
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class CounterfactualReward:
     """Scores decisions on the outcomes of their rows.
 
     decision: the return part of `RewardCalculator` for the side that would have been carried out: side times the
-    market-relative return, net of costs, in ordinary moves of the instrument, clamped; divided by the clamp.
+    market-relative return, net of costs, in ordinary moves of the instrument; divided by `scale` and clamped to -1..1.
 
     calibration: its confidence part, the skill of the stated confidence over the base rate of that side (Brier); divided
     by its span.
@@ -79,6 +80,8 @@ class CounterfactualReward:
     weights : RewardWeights
     outcomes : mapping of int to sequence of Outcome, optional
         By example, what it is rewarded by in place of its own outcomes; see `training.rl.neighbours`.
+    scale : float
+        What a decision's return is measured by, in ordinary moves; see `decision_scale`.
     """
 
     __name__ = "reward"
@@ -169,6 +172,16 @@ class CounterfactualReward:
         weight = outcome.weight
         calibration = found.confidence_reward / CALIBRATION_SPAN
         return weight * found.return_reward, weight * risk, weight * calibration
+
+
+def decision_scale(outcomes: Iterable[Sequence[Outcome]]) -> float:
+    """Return two standard deviations of what states lead to, in ordinary moves.
+
+    The more outcomes are pooled, the less they differ; without it the weight of a decision would shrink beside those of
+    the other parts, and training would polish answers that are wrong.
+    """
+    expected = [math.fsum(outcome.weight * outcome.move for outcome in of_one) for of_one in outcomes]
+    return 2 * statistics.pstdev(expected) or RETURN_CLAMP if expected else RETURN_CLAMP
 
 
 def text_errors(agent_type: str, state_text: str, decision: ParsedDecision) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from training.child.training import LOSS_WINDOW, BaseModel, fit, load_base, lora
 from training.job import TrainingResult
 from training.rl.job import COMPONENTS, RLExample, RLJob
 from training.rl.neighbours import pooled_outcomes
-from training.rl.rewards import CounterfactualReward
+from training.rl.rewards import CounterfactualReward, decision_scale
 from utils.errors import TrainingFailed
 
 SIGNAL = 1e-6
@@ -106,7 +106,7 @@ def _train(job: RLJob, session: Session, base: BaseModel, examples: list[RLExamp
     trainer = _signal_trainer()(
         model=model,
         reward_funcs=CounterfactualReward(
-            job.agent_type, examples, hyper.reward_weights, outcomes, float(__import__("os").environ.get("SCALE", "3"))
+            job.agent_type, examples, hyper.reward_weights, outcomes, decision_scale(outcomes.values())
         ),
         args=config,
         train_dataset=Dataset.from_list(prompts),

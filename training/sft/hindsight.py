@@ -14,7 +14,7 @@ import numpy as np
 from agents.policies.local.decisions import stored_state
 from data_pipeline.data_synthesis import Correction
 from data_pipeline.library.trajectories import Trajectory
-from judge.reward_calculator import RETURN_CLAMP, TYPICAL_VOLATILITY, RewardCalculator, TradingOutcome
+from judge.reward_calculator import RETURN_CLAMP, RewardCalculator, TradingOutcome, ordinary_move
 from training.similar_states import NEIGHBOURS, nearest
 
 STANDARD_ERRORS = 1.0
@@ -80,7 +80,6 @@ def _figures(row: Trajectory, horizon: int, cost: float) -> tuple[float, float, 
             costs=cost if call != "hold" else 0.0,
         )
         right.append(float(bool(calculator.calculate_reward(outcome).success)))
-    volatility = float(row.market_state["inputs"]["daily_volatility"]) or TYPICAL_VOLATILITY
-    ordinary = volatility * math.sqrt(horizon)
+    ordinary = ordinary_move(float(row.market_state["inputs"]["daily_volatility"]) or None, horizon)
     move = ((row.actual_return or 0.0) - (row.benchmark_return or 0.0)) / ordinary
     return (max(-RETURN_CLAMP, min(RETURN_CLAMP, move)), cost / ordinary, right[0], right[1], right[2])
