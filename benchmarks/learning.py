@@ -47,8 +47,8 @@ EDGE_BPS = {"calm": 35.0, "turbulent": 52.0}
 
 SYMBOLS, SESSIONS = 16, 640
 HOLDOUT_SESSIONS = 200
-FIRST_TRAINING_AT = 2000
-"""Successes before the held-out period."""
+FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
+"""Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
 ROUND_TRIP_COST = 0.0016
 WARM_UP = 60
@@ -106,6 +106,7 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         "simulation": {"scenario": str(market)},
         "model_cache_dir": str(cache_dir),
         "sft_min_trajectories": FIRST_TRAINING_AT,
+        "rl_min_trajectories": FIRST_RL_AT,
         "learning": learning,
     }
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
