@@ -31,7 +31,7 @@ from agents.policies.rules import RulesTechnical
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.library_access import open_library
-from data_pipeline.simulation.scenario import Scenario, generated_symbols
+from data_pipeline.simulation.scenario import Regime, Scenario, generated_symbols
 from evaluation.bootstrap import Interval, lower_bound, mean_interval
 from training import training_runs
 from training.examiner import Examiner
@@ -42,11 +42,16 @@ from utils.schema.market import FloatArray
 from utils.settings import OrchestratorConfig
 
 AGENT = "technical"
-EDGE_BPS = {"calm": 35.0, "turbulent": 52.0}
+HORIZON = 3
+REGIMES = (
+    Regime(name="calm", volatility=0.025, mean_sessions=120.0, news_rate=0.75),
+    Regime(name="turbulent", volatility=0.035, mean_sessions=60.0, news_rate=1.5),
+)
+EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
 """Planted for the technical agent alone: about as much as a direction that can be told in at most 60 % allows."""
 
-SYMBOLS, SESSIONS = 16, 640
-HOLDOUT_SESSIONS = 200
+SYMBOLS, SESSIONS = 16, 650
+HOLDOUT_SESSIONS = 300
 FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
 """Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
@@ -87,7 +92,13 @@ class Market:
 def scenario_of(seed: int, *, edge: bool, sessions: int = SESSIONS) -> Scenario:
     """Return the market of a seed; without an edge the planted part is there, and no signal says anything about it."""
     return Scenario(
-        seed=seed, symbols=generated_symbols(SYMBOLS), sessions=sessions, edges={AGENT: EDGE_BPS}, shuffled=not edge
+        seed=seed,
+        symbols=generated_symbols(SYMBOLS),
+        sessions=sessions,
+        regimes=REGIMES,
+        horizon_sessions=HORIZON,
+        edges={AGENT: EDGE_BPS},
+        shuffled=not edge,
     )
 
 
@@ -104,6 +115,7 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         "data_dir": str(data_dir),
         "feed": "simulated",
         "simulation": {"scenario": str(market)},
+        "decision": {"horizon": f"{HORIZON}d"},
         "model_cache_dir": str(cache_dir),
         "sft_min_trajectories": FIRST_TRAINING_AT,
         "rl_min_trajectories": FIRST_RL_AT,
