@@ -50,8 +50,8 @@ REGIMES = (
 EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
 """Planted for the technical agent alone: about as much as a direction that can be told in at most 60 % allows."""
 
-SYMBOLS, SESSIONS = 16, 650
-HOLDOUT_SESSIONS = 300
+SYMBOLS, SESSIONS = 16, 540
+HOLDOUT_SESSIONS = 180
 FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
 """Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
