@@ -18,21 +18,21 @@ periods overlap, the chance that any of them promotes what is no better is at mo
 
 Cost
 ----
-A year of gates on the newest 60 sessions, blocks of 20, horizon 5, looked at every 5 sessions, 20,000 simulated years
-(`benchmarks/error_budget.py`). The edge is in standard deviations of a session's difference; "chance" is that of a promotion
-within the year of 252 sessions, "sessions" how many of them are served better on average:
+``python -m benchmarks gates``: 20,000 simulated years, gates on the newest 60 sessions, blocks of 20, horizon 5, a look every 5
+sessions. The edge, in standard deviations of a session's difference, is there from the start of the year. The chance is that of a
+promotion within the year of 252 sessions; then follows how many of them are served better on average:
 
-====================  =====  =============  =============  =============
-what waits                   edge 0.4       edge 0.7       edge 1.0
-below                 gates  chance, sess.  chance, sess.  chance, sess.
-====================  =====  =============  =============  =============
-B / 100               51     .21,  47       .55, 121       .85, 196
-B / 20                11     .32,  59       .72, 144       .95, 213
-B / 10 (taken)         6     .34,  63       .74, 148       .96, 214
-B / 5                  3     .32,  61       .70, 143       .93, 208
-====================  =====  =============  =============  =============
+================  =====  ============  ===========  ===========  ===========
+a gate waits for  gates  without edge  edge 0.4     edge 0.7     edge 1.0
+================  =====  ============  ===========  ===========  ===========
+no budget            51          .286  .89,  161    1.00,  220   1.00,  242
+B / 100              51          .023  .21,   48    .55,   122   .85,   196
+B / 20               11          .035  .32,   60    .72,   144   .95,   213
+B / 10 (taken)        6          .038  .34,   63    .74,   148   .95,   214
+B / 5                 3          .037  .31,   61    .70,   143   .93,   209
+================  =====  ============  ===========  ===========  ===========
 
-Many gates of small levels are worth little, because with three blocks of 20 sessions the bound of a level far out is very wide.
+Many gates of small levels are worth little: with three blocks of 20 sessions the bound of a level far out is very wide.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def year_start(first_gate: datetime, at: datetime) -> datetime:
     return first_gate + YEAR * max(0, math.floor((at - first_gate) / YEAR))
 
 
-def next_alpha(budget: float, spent: Sequence[GateSpending], at: datetime) -> float:
+def next_alpha(budget: float, spent: Sequence[GateSpending], at: datetime, least_share: float = LEAST_SHARE) -> float:
     """Return the error that a gate at `at` may spend, 0 where it has to wait.
 
     Parameters
@@ -89,9 +89,11 @@ def next_alpha(budget: float, spent: Sequence[GateSpending], at: datetime) -> fl
         Of a year, 0..1.
     spent : sequence of GateSpending
         Of all gates of the agent so far, in any order.
+    least_share : float
+        Of the budget, that a gate waits for.
     """
     left = _left(budget, spent, at)
-    return min(LARGEST_ALPHA, left) if left >= _least(budget) * (1 - _SLACK) else 0.0
+    return min(LARGEST_ALPHA, left) if left >= _least(budget, least_share) * (1 - _SLACK) else 0.0
 
 
 def waits_until(budget: float, spent: Sequence[GateSpending], at: datetime) -> datetime | None:
@@ -158,8 +160,8 @@ def settled(alpha: float, verdict: str) -> dict[str, float]:
     return {"error_spent": 0.0 if verdict == "insufficient_evidence" else alpha, "level": 1 - alpha}
 
 
-def _least(budget: float) -> float:
-    return min(LEAST_SHARE * budget, LARGEST_ALPHA)
+def _least(budget: float, least_share: float = LEAST_SHARE) -> float:
+    return min(least_share * budget, LARGEST_ALPHA)
 
 
 def _left(budget: float, spent: Sequence[GateSpending], at: datetime) -> float:

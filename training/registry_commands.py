@@ -40,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--config", dest="config_path", metavar="FILE", help="YAML file, by default config/system.yaml")
     common.add_argument("--data_dir", type=Path, metavar="DIR", help="the daemon's data directory, with its database")
-    common.add_argument("--agent", choices=get_args(AgentType), help="only versions of this agent")
     common.add_argument(
         "--run", metavar="ID", help="whose aliases, the first digits suffice; by default of the newest run"
     )
@@ -55,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, words: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=words, description=words, parents=[common], allow_abbrev=False)
 
-    add("list", "every version, newest first")
+    listing = add("list", "every version, newest first")
+    listing.add_argument("--agent", choices=get_args(AgentType), help="only versions of this agent")
     add("show", "the card of a version").add_argument("version")
     promote = add("promote", "let a version serve; the former champion becomes previous")
     promote.add_argument("version")
@@ -94,7 +94,7 @@ def _answer(
 ) -> str:
     """Do what was asked and return what there is to say."""
     if options.command == "list":
-        return _list(library, run, getattr(options, "agent", None))
+        return _list(library, run, options.agent)
     if options.command == "show":
         return _show(library, options.version)
     if options.command == "promote":

@@ -102,7 +102,11 @@ def _put_aside(
         return []
     target = folder.with_name(REMOVED)
     shutil.rmtree(target, ignore_errors=True)
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        logger.warning("the adapter of %s is not removed: %s", version, error)
+        return []
     return [(version, target)]
 
 

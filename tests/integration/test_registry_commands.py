@@ -87,7 +87,7 @@ def test_list_shows_versions_with_state_aliases_verdict_and_data_of_the_newest_r
         "technical", "champion", "champion", "reject", "2014-03-10T21:00:00Z", "there",
     ]  # fmt: skip
     assert rows[strategist.model.version].split()[1:5] == ["strategist", "trained", "-", "none"]
-    only = command("--data_dir", place.data_dir, "--agent", "strategist", "list")
+    only = command("--data_dir", place.data_dir, "list", "--agent", "strategist")
     assert champion.model.version not in only.stdout
     assert strategist.model.version in only.stdout
     other = command("list", "--data_dir", place.data_dir, "--run", "bbbb")
@@ -160,7 +160,9 @@ def test_promote_refuses_what_cannot_serve(place: Place, command: Callable[..., 
     with (damaged.model.path / "adapter_model.safetensors").open("r+b") as weights:
         weights.write(b"x")
     gone.model.path.rename(gone.folder / "moved")
-    assert_refused(command("promote", foreign.model.version, *at), "org/other-base", "learning.base_model", "builtin:tiny")
+    assert_refused(
+        command("promote", foreign.model.version, *at), "org/other-base", "learning.base_model", "builtin:tiny"
+    )
     assert_refused(command("promote", damaged.model.version, *at), "does not match its manifest", "adapter_model")
     assert_refused(command("promote", gone.model.version, *at), "no longer stored")
     assert_refused(command("promote", "technical@nothing", *at), "there is no version")

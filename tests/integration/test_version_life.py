@@ -51,9 +51,7 @@ def library(fresh_database: str) -> Iterator[ExperienceLibraryPostgres]:
     opened.close()
 
 
-def make_loop(
-    library: ExperienceLibraryPostgres, tmp_path: Path, **changes: Any
-) -> tuple[OnlineLearningLoop, StandIn]:
+def make_loop(library: ExperienceLibraryPostgres, tmp_path: Path, **changes: Any) -> tuple[OnlineLearningLoop, StandIn]:
     config = SFTPipelineConfig(data_dir=tmp_path, derived_ids=True, **changes)
     pipeline = StandIn(config, library, clock=VirtualClock(START))
     return OnlineLearningLoop(OnlineLearningConfig(), library, [pipeline], VirtualClock(START)), pipeline
@@ -137,7 +135,9 @@ def test_a_reservation_is_kept_by_a_training_that_goes_on_and_counts_for_every_o
     assert spent.alpha == pytest.approx(0.02)
 
 
-def test_a_verdict_writes_the_card_beside_the_sealed_adapter(library: ExperienceLibraryPostgres, tmp_path: Path) -> None:
+def test_a_verdict_writes_the_card_beside_the_sealed_adapter(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
     fill(library, range(200), random.Random(5))
     loop, _ = make_loop(library, tmp_path)
     loop.check(after(200))
@@ -192,7 +192,9 @@ def test_missing_base_weights_block_a_training_and_keep_its_trigger(
     (blocked,) = trainings(library)
     assert blocked.state == "blocked"
     assert "has no *.safetensors weights" in str(blocked.error)
-    assert pipeline.run_pipeline(at=after(200) + timedelta(minutes=30))["skipped"].startswith("blocked: the training child")
+    assert pipeline.run_pipeline(at=after(200) + timedelta(minutes=30))["skipped"].startswith(
+        "blocked: the training child"
+    )
     pipeline.answers = "skill"
     assert pipeline.run_pipeline(at=after(200) + timedelta(minutes=61))["verdict"] == "promote"
 
@@ -277,7 +279,9 @@ def test_from_four_fifths_of_the_age_on_there_is_one_warning_a_day(
     with caplog.at_level(logging.WARNING):
         for hours in (291 * 24, 293 * 24, 293 * 24 + 1, 294 * 24):
             expiry.check(CUTOFF + timedelta(hours=hours))
-    warnings = [record.getMessage() for record in caplog.records if "was trained on nothing after" in record.getMessage()]
+    warnings = [
+        record.getMessage() for record in caplog.records if "was trained on nothing after" in record.getMessage()
+    ]
     assert len(warnings) == 2
     assert "72 more days (learning.max_model_age_days)" in warnings[0]
 
@@ -337,7 +341,9 @@ def test_an_alias_of_any_run_keeps_its_bytes(library: ExperienceLibraryPostgres,
     made = make_version(library, tmp_path, 1, state="retired", kind="rl")
     with library.connection() as connection, connection.cursor() as cursor:
         other = "f" * 32
-        cursor.execute("INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, 'replay', '{}', '{}')", (other,))
+        cursor.execute(
+            "INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, 'replay', '{}', '{}')", (other,)
+        )
         cursor.execute(
             "INSERT INTO model_aliases (run_id, agent_type, alias, version) VALUES (%s, 'technical', 'previous', %s)",
             (other, made.model.version),
@@ -369,7 +375,9 @@ def test_what_interrupted_trainings_left_goes_and_what_runs_keeps_all_of_its_own
     assert kept([base, running]) == [True, True]
 
 
-def test_a_removal_that_a_kill_cut_off_is_finished_by_the_next(library: ExperienceLibraryPostgres, tmp_path: Path) -> None:
+def test_a_removal_that_a_kill_cut_off_is_finished_by_the_next(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
     made = make_version(library, tmp_path, 1, kind="rl", state="retired")
     made.model.path.rename(made.folder / version_retention.REMOVED)
     assert not model_card.has_bytes(made.model)

@@ -82,7 +82,9 @@ def make_version(
     return Made(model, folder)
 
 
-def promote(library: ExperienceLibraryPostgres, made: Made, at: datetime = CUTOFF, reason: str = "for this test") -> None:
+def promote(
+    library: ExperienceLibraryPostgres, made: Made, at: datetime = CUTOFF, reason: str = "for this test"
+) -> None:
     """Make a version the champion of the library's run."""
     with library.connection() as connection, connection.cursor() as cursor:
         ModelRegistry(library).promote(cursor, made.model, at, reason)
