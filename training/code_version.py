@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import subprocess
 from importlib import metadata
@@ -13,9 +12,11 @@ _ROOT = Path(__file__).resolve().parents[1]
 _GIT_TIMEOUT_S = 10.0
 
 
-@functools.cache
 def code_version() -> str:
-    """Return for example ``0.1.0+g1a2b3c4d5e6f``; ``.dirty`` follows where files differ from the commit."""
+    """Return what lies on the disk now, which is what a training child imports: for example ``0.1.0+g1a2b3c4d5e6f``.
+
+    ``.dirty`` follows where files differ from the commit.
+    """
     try:
         version = metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:

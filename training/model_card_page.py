@@ -117,7 +117,8 @@ def _first_and_last(metrics: Mapping[str, Any]) -> Iterator[Row]:
     }
     if "first_loss" in metrics:
         pairs["loss"] = ("first_loss", "final_loss")
-    paired = {name for pair in pairs.values() for name in pair}
+    told = {"error_spent", "level"}  # in a section of their own
+    paired = told | {name for pair in pairs.values() for name in pair}
     for name, (first, last) in pairs.items():
         yield f"{name}, first and last", f"{_text(metrics.get(first))} to {_text(metrics.get(last))}"
     for name, value in _flat({k: v for k, v in metrics.items() if k not in paired}):

@@ -33,7 +33,8 @@ class Freed:
 
 
 # In every run: what an alias holds, and what that was trained from. The newest fine-tuned version of an agent is what
-# reinforcement learning starts from without a champion. A training under way reads the adapters that its job names.
+# reinforcement learning starts from without a champion, in this run or in one that may yet be resumed. A training under way
+# reads the adapters that its job names.
 _UNNEEDED = """
 WITH held AS (SELECT DISTINCT version FROM model_aliases),
 parents AS (SELECT r.config->>'parent_version' AS version FROM held JOIN model_versions USING (version)
@@ -41,7 +42,8 @@ parents AS (SELECT r.config->>'parent_version' AS version FROM held JOIN model_v
 rejected AS (SELECT version, row_number() OVER (PARTITION BY v.agent_type ORDER BY r.started_at DESC, v.created_at DESC) AS place
     FROM model_versions v JOIN training_runs r USING (training_run_id) WHERE v.state = 'rejected'),
 tuned AS (SELECT DISTINCT ON (r.run_id, v.agent_type) version FROM model_versions v JOIN training_runs r USING (training_run_id)
-    WHERE r.kind = 'sft' AND r.run_id = %(run_id)s ORDER BY r.run_id, v.agent_type, r.started_at DESC, version),
+    JOIN runs u ON u.run_id = r.run_id WHERE r.kind = 'sft' AND (u.run_id = %(run_id)s OR u.finished_at IS NULL)
+    ORDER BY r.run_id, v.agent_type, r.started_at DESC, version),
 read AS (SELECT config->>'champion_adapter' AS path FROM training_runs WHERE state = 'running'
     UNION SELECT config->>'start_adapter' FROM training_runs WHERE state = 'running')
 SELECT v.version, v.path FROM model_versions v JOIN training_runs r USING (training_run_id)

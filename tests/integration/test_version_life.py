@@ -352,6 +352,27 @@ def test_an_alias_of_any_run_keeps_its_bytes(library: ExperienceLibraryPostgres,
     assert kept([made]) == [True]
 
 
+def test_the_newest_fine_tuned_version_of_a_run_that_may_be_resumed_stays_for_what_begins_with_it(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    for name in ("d" * 32, "e" * 32):
+        with library.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, 'replay', '{}', '{}')", (name,)
+            )
+    ours = library.run_id
+    made = []
+    for seed, run in enumerate(("d" * 32, "d" * 32, "e" * 32), start=1):
+        library.run_id = run
+        started = CUTOFF + timedelta(days=seed)
+        made.append(make_version(library, tmp_path, seed, state="trained", started_at=started))
+    library.run_id = ours
+    with library.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET finished_at = now() WHERE run_id = %s", ("e" * 32,))
+    version_retention.tidy(library, tmp_path, keep_rejected=0)
+    assert kept(made) == [False, True, False]
+
+
 def test_what_interrupted_trainings_left_goes_and_what_runs_keeps_all_of_its_own(
     library: ExperienceLibraryPostgres, tmp_path: Path
 ) -> None:

@@ -261,7 +261,7 @@ class TrainingPipeline(ABC, Generic[C]):
         train_end, agent_type = ready.split.train_end, self.config.agent_type
         trigger = {
             f"new_{self.config.counted.replace(' ', '_')}": ready.new_calls,
-            "needed": self.config.min_new_trajectories,
+            "needed": ready.needed,
             "at": isoformat(at),
         }
         span = (

@@ -155,6 +155,8 @@ class Readiness:
         One that a kill cut off goes on.
     blocked : str, optional
         What the machine lacks for it, in words.
+    needed : int
+        How many new calls were asked for.
     """
 
     ready: bool
@@ -163,6 +165,7 @@ class Readiness:
     split: Split | None = None
     resumes: bool = False
     blocked: str | None = None
+    needed: int = 0
 
 
 def assess(
@@ -204,10 +207,12 @@ def assess(
         there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
         return Readiness(False, new, f"{wanted}; {there}")
     usable = usable_calls(tallies, split, since, config.count)
-    if usable < (1 if force else config.min_new_trajectories):
+    needed = 1 if force else config.min_new_trajectories
+    if usable < needed:
         detail = f"{usable} of {config.min_new_trajectories} new {config.counted} before the held-out period"
         return Readiness(False, usable, detail)
-    return Readiness(True, usable, f"{usable} new {config.counted}, {split.holdout_sessions} sessions held out", split)
+    detail = f"{usable} new {config.counted}, {split.holdout_sessions} sessions held out"
+    return Readiness(True, usable, detail, split, needed=needed)
 
 
 def _split(config: PipelineConfig, tallies: Sequence[SessionTally]) -> Split:
