@@ -136,9 +136,15 @@ def _regimes(card: ModelCard) -> list[tuple[str, ...]]:
 
 
 def _events(card: ModelCard) -> list[tuple[str, ...]]:
+    def named(version: str | None, alias: str) -> str:
+        return version or ("the rules" if alias == "champion" else NOT_KNOWN)
+
     return [
-        (isoformat(e.as_of), run_id[:12], e.alias, e.old_version or "rules", e.new_version or "rules", e.reason or NOT_KNOWN)
-        for run_id, e in card.events
+        (
+            isoformat(event.as_of), run_id[:12], event.alias, named(event.old_version, event.alias),
+            named(event.new_version, event.alias), event.reason or NOT_KNOWN,
+        )
+        for run_id, event in card.events
     ]  # fmt: skip
 
 

@@ -266,6 +266,20 @@ def test_a_champion_that_is_too_old_is_withdrawn_to_the_rules_with_its_reason(
     assert expiry.check(CUTOFF + timedelta(days=367)) == []
 
 
+def test_the_learning_loop_withdraws_what_is_too_old_and_its_card_says_why(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    old = make_version(library, tmp_path, 1)
+    promote(library, old)
+    loop, _ = make_loop(library, tmp_path)
+    loop.check(CUTOFF + timedelta(days=364))
+    assert ModelRegistry(library).holder("technical", "champion") is not None
+    assert "expired" not in (old.folder / model_card.CARD_MD).read_text()
+    loop.check(CUTOFF + timedelta(days=366))
+    assert ModelRegistry(library).holder("technical", "champion") is None
+    assert "expired: " in (old.folder / model_card.CARD_MD).read_text()
+
+
 def test_no_limit_of_age_expires_nothing(library: ExperienceLibraryPostgres, tmp_path: Path) -> None:
     promote(library, make_version(library, tmp_path, 1))
     assert ModelExpiry(library, {"technical": None}).check(CUTOFF + timedelta(days=9999)) == []
