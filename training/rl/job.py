@@ -153,6 +153,11 @@ class RLJob(TrainingJob):
             "group in place of a critic, KL to the start"
         )
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The adapter that training begins with."""
+        return self.start_adapter
+
 
 def load_rl_hyper_parameters(base_model: str, path: Path = GRPO_CONFIG) -> RLHyperParameters:
     """Read the hyper-parameters of reinforcement learning for a base model; `base_model` of the result is never auto.
