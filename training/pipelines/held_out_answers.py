@@ -91,10 +91,9 @@ class HeldOutExaminer:
         """
         output = _output(row, decision)
         if output is None or (text is not None and decision is None):
-            # not validated: a text of any length is to be screened, and an imported row may lack its time
-            output = AgentOutput.model_construct(
-                agent_type=row.agent_type, symbol=row.symbol, as_of=row.as_of, reasoning=row.reasoning
-            )
+            bare = {"symbol": row.symbol, "as_of": row.as_of, "recommendation": "hold", "confidence": 0.0}
+            output = OUTPUT_MODELS[row.agent_type].model_validate({**bare, "abstained": True})
+            text = row.reasoning if text is None else text
         if text is not None:
             output = output.model_copy(update={"reasoning": text})
         return frozenset(flag.family for flag in self._guard.screen(output).flags)
