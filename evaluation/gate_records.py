@@ -251,6 +251,7 @@ class GateVerdict:
     challenger_activity: float | None
     block: int
     few_blocks_factor: float | None
+    overlap_factor: float
     power: float
     settings: GateSettings
     by_regime: tuple[RegimeFigures, ...] = ()
