@@ -6,6 +6,7 @@ nothing of an output that it cannot rebuild.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,6 +32,10 @@ _OF_LEVELS = frozenset(
 )  # fmt: skip
 """What is said of a strategist's levels, size, portfolio and words on conflicts: code writes these for whatever side is
 taken, from bars that a row does not keep, so neither policy's are examined."""
+
+
+_FORM = re.compile(r'"(?:recommendation|confidence|evidence)"\s*:|[{}"]')
+"""The form that an answer has to have; with it, an honest answer looks to the guard like a verdict planted for a judge."""
 
 
 class HeldOutExaminer:
@@ -87,7 +92,7 @@ class HeldOutExaminer:
         decision : ParsedDecision or None
             What the text was read as, None where it is no decision.
         text : str or None
-            All that the policy wrote, in place of the reasoning; None for the served output as it stands.
+            All that the policy wrote, whose words stand in place of the reasoning; None for the served output as it is.
         """
         output = _output(row, decision)
         if output is None or (text is not None and decision is None):
@@ -95,7 +100,7 @@ class HeldOutExaminer:
             output = OUTPUT_MODELS[row.agent_type].model_validate({**bare, "abstained": True})
             text = row.reasoning if text is None else text
         if text is not None:
-            output = output.model_copy(update={"reasoning": text})
+            output = output.model_copy(update={"reasoning": _FORM.sub(" ", text)})
         return frozenset(flag.family for flag in self._guard.screen(output).flags)
 
 
