@@ -32,14 +32,14 @@ from benchmarks.gate_trials import (
 from evaluation.bootstrap import degrees_of_freedom, student_t_quantile
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
 
-SEED = 8
+SEED = 52_907
 """Of the published figures. Thresholds and rules were tried out with the seeds 7 and 8 and never with this one."""
 
 NULL_GATES = 1000
-POWER_GATES = 400
-LONG_POWER_GATES = 200
-WHOLE_POWER_GATES = 80
-REGIME_GATES = 200
+POWER_GATES = 300
+LONG_POWER_GATES = 100
+WHOLE_POWER_GATES = 60
+REGIME_GATES = 150
 BREADTH, WHOLE_BREADTH = 40, 4
 """Symbols where one record holds a session, and where every decision is paired and rewarded."""
 
@@ -135,10 +135,12 @@ def _without_skill(market: Market, real: Floats | None) -> dict[str, Any]:
         (f"{bets} bets, {'against the universe' if relative else 'plain returns'}", sessions, bets, relative, None)
         for sessions in (60, 252)
         for bets, relative in kinds
+        if sessions == 60 or relative or bets == "market-wide"
     ]
     if real is not None:
         cases += [
-            (f"{name}, real history", sessions, bets, relative, real) for name, sessions, bets, relative, _ in cases[:3]
+            (f"{name}, real history", sessions, bets, relative, real)
+            for name, sessions, bets, relative, _ in (cases[0], cases[2])
         ]
     for number, (name, sessions, bets, relative, history) in enumerate(cases):
         rng = _stream(1, number)
