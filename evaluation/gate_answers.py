@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ def answer_criteria(decisions: Sequence[PairedDecision], settings: GateSettings)
         _fatal(pairs),
         _attacks(pairs),
         _same_side(shown, settings),
-        _same_confidence(shown, settings),
+        _same_confidence(shown, _paid(decisions), settings),
         _response(shown, settings),
         _variety([new for _, new in shown], settings),
     ]
@@ -102,15 +103,30 @@ def _same_side(shown: Pairs, settings: GateSettings) -> Criterion:
     )  # fmt: skip
 
 
-def _same_confidence(shown: Pairs, settings: GateSettings) -> Criterion:
-    """A champion that knows one confidence only has nothing to teach, so its pupil may know one as well."""
+def _same_confidence(shown: Pairs, paid: float | None, settings: GateSettings) -> Criterion:
+    """One confidence for everything is a base rate where it comes true as often as it says, else it is a pose.
+
+    A champion that knows one confidence only has nothing to teach, so its pupil may know one as well.
+    """
     old, new = ([round(answer.confidence, 1) for answer in side] for side in _columns(shown))
     value, share = _commonest(new)
-    before = _commonest(old)[1]
-    return _uniform(
-        "same_confidence", f"The challenger states the confidence {value or 0.0:.1f} on {share:.1%} of the different states",
-        share, before, len(shown), max(settings.max_same_confidence, before), settings,
-    )  # fmt: skip
+    before, stated = _commonest(old)[1], value or 0.0
+    said = f"The challenger states the confidence {stated:.1f} on {share:.1%} of the different states"
+    limit = max(settings.max_same_confidence, before)
+    found = _uniform("same_confidence", said, share, before, len(shown), limit, settings)
+    figures = {**found.figures, "sides_that_paid": paid, "max_gap": settings.max_confidence_gap}
+    if found.met is not False or paid is None:
+        return replace(found, figures=figures)
+    honest = abs(stated - paid) <= settings.max_confidence_gap
+    word = "a base rate" if honest else "a constant that is not earned"
+    text = f"{said}, and {paid:.1%} of its sides paid: {word}, {settings.max_confidence_gap:.0%} being the most that may lie between."
+    return replace(found, met=honest, text=text, figures=figures)
+
+
+def _paid(decisions: Sequence[PairedDecision]) -> float | None:
+    """Return the share of the challenger's sides that earned more than they cost, None without any side."""
+    sides = [item.challenger_net_return > 0 for item in decisions if item.challenger_net_return != 0]
+    return sum(sides) / len(sides) if sides else None
 
 
 def _uniform(

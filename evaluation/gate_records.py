@@ -138,6 +138,10 @@ class GateSettings:
     max_same_side, max_same_confidence : float
         Share of one side, and of one confidence in tenths, from which on answers count as constant, unless the champion's
         are as uniform. Sides of a policy that reads its state keep below it even in a year that mostly rises.
+    max_confidence_gap : float
+        One confidence for everything is honest where it is a base rate: so near to the share of the challenger's sides that
+        paid. A small model that cannot tell its chances apart says the commonest one; .15 is two standard errors of that
+        share on 60 sessions that hold some 50 independent decisions.
     min_response : float
         How often two different states must get different answers, as a share of how often they do from the champion.
     min_variety : float
@@ -162,6 +166,7 @@ class GateSettings:
     min_activity: float = 0.25
     max_same_side: float = 0.95
     max_same_confidence: float = 0.98
+    max_confidence_gap: float = 0.15
     min_response: float = 0.25
     min_variety: float = 0.5
     min_states: int = 8
@@ -176,7 +181,8 @@ class GateSettings:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in (
-            "min_validity", "min_grounding", "min_activity", "max_same_side", "max_same_confidence", "min_response",
+            "min_validity", "min_grounding", "min_activity", "max_same_side", "max_same_confidence", "max_confidence_gap",
+            "min_response",
             "min_variety",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:

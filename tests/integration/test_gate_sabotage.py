@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,16 +114,17 @@ def test_constant_holding_is_rejected_by_name_even_where_the_champion_loses(held
     assert "takes a side in 0.0%" in told(verdict, "activity")
 
 
-def test_one_confidence_for_everything_is_rejected_whatever_it_earns(
+def test_certainty_about_everything_is_rejected_and_a_base_rate_is_not(
     train: list[Trajectory], held_out: list[Trajectory]
 ) -> None:
     honest = Fitted.on(train)
 
-    def certain(state: str) -> str:
-        return saying("buy" if '"buy"' in honest(state) else "sell", 1.0, state)
+    def stating(confidence: float) -> Callable[[str], str]:
+        return lambda state: saying("buy" if '"buy"' in honest(state) else "sell", confidence, state)
 
-    verdict = judged(held_out, certain)
-    assert "states the confidence 1.0 on 100.0%" in told(verdict, "same_confidence")
+    assert "states the confidence 1.0 on 100.0%" in told(judged(held_out, stating(1.0)), "same_confidence")
+    # what the small language model says of everything after learning from these rows
+    assert "same_confidence" not in failed(judged(held_out, stating(0.6)))
 
 
 def test_copied_phrases_are_rejected_though_the_sides_are_honest(

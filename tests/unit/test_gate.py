@@ -360,8 +360,15 @@ def test_an_answer_that_ignores_the_state_is_rejected_though_it_is_not_quite_con
         return dataclasses.replace(varied(number), recommendation="sell" if number % 15 == 0 else "buy", confidence=0.7)
 
     verdict = answering(varied, deaf)
-    assert [item.name for item in verdict.criteria if item.met is False] == ["same_confidence", "response"]
-    assert "hardly changes when the state does" in verdict.reasons[1]
+    assert rejected_for(verdict, "the answer hardly changes when the state does")
+    assert "69.8% of its sides paid: a base rate" in criterion(verdict, "same_confidence").text
+
+
+@pytest.mark.parametrize(("stated", "honest"), [(0.6, True), (0.8, True), (0.9, False), (0.4, False)])
+def test_one_confidence_is_honest_where_sides_pay_as_often_as_it_says(stated: float, honest: bool) -> None:
+    verdict = answering(varied, lambda number: dataclasses.replace(varied(number), confidence=stated))
+    assert criterion(verdict, "same_confidence").figures["sides_that_paid"] == pytest.approx(0.698, abs=1e-3)
+    assert (criterion(verdict, "same_confidence").met, verdict.promoted) == (honest, honest)
 
 
 def test_a_pupil_of_a_champion_with_one_confidence_may_know_one_as_well_but_not_one_side() -> None:
