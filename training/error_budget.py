@@ -18,7 +18,7 @@ periods overlap, the chance that any of them promotes what is no better is at mo
 
 Cost
 ----
-``python -m benchmarks gates``: 20,000 simulated years, gates on the newest 60 sessions, blocks of 20, horizon 5, a look every 5
+``python -m benchmarks error_budget``: 20,000 simulated years, gates on the newest 60 sessions, blocks of 20, horizon 5, a look every 5
 sessions. The edge, in standard deviations of a session's difference, is there from the start of the year. The chance is that of a
 promotion within the year of 252 sessions; then follows how many of them are served better on average:
 
