@@ -9,10 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import daemon_report, judges, library, local_inference, taxonomy, training, workflow
+from benchmarks import (
+    daemon_report,
+    error_budget,
+    gates,
+    judges,
+    library,
+    local_inference,
+    taxonomy,
+    training,
+    workflow,
+)
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "daemon": daemon_report.run,
+    "error_budget": error_budget.run,
+    "gates": gates.run,
     "judges": judges.run,
     "library": library.run,
     "local": local_inference.run,

@@ -1,4 +1,4 @@
-"""Makes training data of experiences: picks the decisions that came true and writes them as immutable data sets.
+"""Makes training data of experiences: picks what came true, corrects what did not, and writes immutable data sets.
 
 Called by the fine-tuning pipeline and by researchers. What a decision looks like as a conversation is handed in (`render`),
 because that is the agents' business; nothing in here knows a prompt, and nothing reads an outcome that had not matured.
@@ -6,20 +6,20 @@ because that is the agents' business; nothing in here knows a prompt, and nothin
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from data_pipeline.datasets import SavedDataset, only_value, save_dataset
+from data_pipeline.example_choice import balanced, without_duplicates
 from data_pipeline.library.findings import Finding
-from utils.artifacts import write_atomically
 from utils.clock import isoformat
-from utils.errors import LibraryConflict
 from utils.hashing import canonical_json, sha256_hex
+from utils.schema import direction
 
 Message = dict[str, str]
 """{"role": system|user|assistant, "content": text}."""
@@ -69,9 +69,22 @@ class SuccessSource(Protocol):
         """Return successes with at least `min_reward`, matured before `as_of`, best reward first."""
         ...
 
+    def get_matured_trajectories(self, agent_type: str, *, as_of: datetime) -> Sequence[Any]:
+        """Return every opinion of an agent that had matured before `as_of`, oldest first."""
+        ...
+
     def get_findings(self, trajectory_ids: Sequence[str]) -> Mapping[str, Sequence[Finding]]:
         """Return what fault localisation found in each of these that has findings."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What should have been recommended, the confidence that is due to it, and of how many like outcomes that is said."""
+
+    recommendation: str
+    confidence: float
+    outcomes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,88 +113,18 @@ class SFTExample:
 class Selection:
     """The experiences that were picked, best first, and by which rule out of how many successes.
 
-    `faulty` successes were left out for what was found in them; `findings` holds, by trajectory, what was found in the
-    chosen.
+    `faulty` successes were left out for what was found in them, `lucky` ones because what was like them says otherwise;
+    `findings` holds, by trajectory, what was found in the chosen, `corrections` what is to be learned in place of what
+    was said.
     """
 
     chosen: tuple[Any, ...]
     rule: Rule
     candidates: int
     faulty: int = 0
+    lucky: int = 0
     findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SavedDataset:
-    """An immutable data set on disk: `dataset_id` is the SHA-256 of the file's bytes and its name.
-
-    `trajectory_ids` are those of the rows that name theirs, in the file's order.
-    """
-
-    dataset_id: str
-    path: Path
-    manifest_path: Path
-    rows: int
-    from_at: str | None
-    to_at: str | None
-    trajectory_ids: tuple[str, ...] = ()
-
-
-def save_dataset(
-    rows: Sequence[Mapping[str, Any]], directory: Path | str, *, kind: str, form: str, rule: Any = None
-) -> SavedDataset:
-    """Write rows as ``<sha256>.jsonl`` with a manifest beside it; the same rows again are a no-op.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        JSON values; `metadata` has trajectory_id, agent_type, as_of.
-    kind, form, rule : str
-        What is trained on them, what a row holds, how they were picked; for the manifest.
-
-    Raises
-    ------
-    ValueError
-        If there is no row.
-    LibraryConflict
-        If a file of that name holds something else.
-    """
-    if not rows:
-        raise ValueError("a data set without rows is not written")
-    content = "".join(f"{canonical_json(row)}\n" for row in rows).encode()
-    dataset_id = sha256_hex(content)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, manifest_path = folder / f"{dataset_id}.jsonl", folder / f"{dataset_id}.json"
-    metadata = [row.get("metadata", {}) for row in rows]
-    times = sorted(m["as_of"] for m in metadata if m.get("as_of"))
-    saved = SavedDataset(
-        dataset_id,
-        path,
-        manifest_path,
-        len(rows),
-        times[0] if times else None,
-        times[-1] if times else None,
-        tuple(m["trajectory_id"] for m in metadata if m.get("trajectory_id")),
-    )
-    manifest = {
-        "dataset_id": dataset_id,
-        "kind": kind,
-        "format": form,
-        "agent_type": _only({m.get("agent_type") for m in metadata}),
-        "rule": rule,
-        "rows": saved.rows,
-        "from": saved.from_at,
-        "to": saved.to_at,
-        "ids": [m.get("trajectory_id") for m in metadata],
-    }
-    if path.exists():
-        if path.read_bytes() != content:
-            raise LibraryConflict(f"{path} does not hold what its name says")
-    else:
-        write_atomically(path, content)
-    write_atomically(manifest_path, json.dumps(manifest, indent=1, sort_keys=True))
-    return saved
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
 
 
 def render_plainly(experience: Any) -> list[Message]:
@@ -213,6 +156,9 @@ class DataSynthesisModule:
         Whether an output with these findings may be learned from; a call that came true for wrong reasons must not be.
     readable : callable
         Whether `render` can make a conversation of an experience; others are passed over.
+    correct : callable, optional
+        Returns, of an agent's matured experiences, by trajectory id what should have been recommended. With it, what was
+        wrong is learned corrected, and a success that its correction contradicts, luck by all that is known, is left out.
     """
 
     def __init__(
@@ -226,6 +172,7 @@ class DataSynthesisModule:
         render: Callable[[Any], Sequence[Message]] = render_plainly,
         acceptable: Callable[[Sequence[Finding]], bool] = lambda findings: True,
         readable: Callable[[Any], bool] = lambda experience: True,
+        correct: Callable[[Sequence[Any]], Mapping[str, Correction]] | None = None,
     ) -> None:
         self._library = library
         self._min_reward = min_reward
@@ -235,6 +182,7 @@ class DataSynthesisModule:
         self._render = render
         self._acceptable = acceptable
         self._readable = readable
+        self._correct = correct
         self._selected: Counter[str] = Counter()
         self._last: Selection | None = None
         self._examples = 0
@@ -280,13 +228,50 @@ class DataSynthesisModule:
             agent_type, market_regime, min_reward=-math.inf, limit=CANDIDATES, as_of=as_of
         )
         found = [experience for experience in successes if self._readable(experience)]
-        findings = self._library.get_findings([t.trajectory_id for t in found])
+        wrong, due = self._corrected(agent_type, market_regime, as_of)
+        findings = self._library.get_findings([t.trajectory_id for t in (*found, *wrong)])
         sound = [t for t in found if self._acceptable(findings.get(t.trajectory_id, ()))]
-        picked = self.filter_high_quality_trajectories(sound)
-        chosen = picked.chosen[:limit]
-        known = {t.trajectory_id: findings[t.trajectory_id] for t in chosen if t.trajectory_id in findings}
-        self._last = Selection(chosen, picked.rule, picked.candidates, len(found) - len(sound), known)
+        deserved = [t for t in sound if _agrees(t, due.get(t.trajectory_id))]
+        picked = self.filter_high_quality_trajectories(deserved)
+        candidates = [*picked.chosen, *wrong]
+        if wrong:  # neither large moves nor a season shall be preferred
+            candidates.sort(key=lambda t: sha256_hex(t.trajectory_id.encode()))
+        corrections = {t.trajectory_id: due[t.trajectory_id] for t in wrong}
+        unique = without_duplicates(candidates, lambda t: self._prompt(t, corrections.get(t.trajectory_id)))
+        chosen = tuple(balanced(unique, limit, lambda t: _cell(t, corrections.get(t.trajectory_id))))
+        names = [t.trajectory_id for t in chosen]
+        self._last = Selection(
+            chosen,
+            picked.rule,
+            picked.candidates,
+            len(found) - len(sound),
+            len(sound) - len(deserved),
+            {name: findings[name] for name in names if name in findings},
+            {name: corrections[name] for name in names if name in corrections},
+        )
         return self._last
+
+    def _corrected(
+        self, agent_type: str, market_regime: str | None, as_of: datetime | None
+    ) -> tuple[list[Any], Mapping[str, Correction]]:
+        """Return the experiences that are to be learned corrected, and every correction."""
+        if self._correct is None or as_of is None:
+            return [], {}
+        matured = [t for t in self._library.get_matured_trajectories(agent_type, as_of=as_of) if self._readable(t)]
+        due = self._correct(matured)
+        wrong = [
+            t
+            for t in matured
+            if not t.success
+            and t.trajectory_id in due
+            and not _agrees(t, due[t.trajectory_id])
+            and (market_regime is None or t.market_regime == market_regime)
+        ]
+        return wrong, due
+
+    def _prompt(self, experience: Any, correction: Correction | None) -> Hashable:
+        """Return what an example asks: the same state is learned once."""
+        return tuple(message["content"] for message in self._render(_as_corrected(experience, correction))[:-1])
 
     def examples(self, selection: Selection) -> list[SFTExample]:
         """Render a selection in order of decision time, so that equal selections give equal bytes."""
@@ -294,7 +279,7 @@ class DataSynthesisModule:
         self._examples += len(ordered)
         return [
             SFTExample(
-                tuple(self._render(t)),
+                tuple(self._render(_as_corrected(t, selection.corrections.get(t.trajectory_id)))),
                 {
                     "trajectory_id": t.trajectory_id,
                     "agent_type": t.agent_type,
@@ -303,10 +288,31 @@ class DataSynthesisModule:
                     "quality": round(self.quality(t), 6),
                     "rule": selection.rule,
                     **_feedback(selection.findings.get(t.trajectory_id, ())),
+                    **_correction(t, selection.corrections.get(t.trajectory_id)),
                 },
             )
             for t in ordered
         ]
+
+    def preference_pairs(self, selection: Selection) -> list[dict[str, Any]]:
+        """Return the corrected examples in TRL's conversational preference format: prompt, chosen, rejected, metadata.
+
+        Chosen is the correction, rejected what was said; where there are no corrections, there is no pair.
+        """
+        pairs = []
+        ordered = sorted(selection.chosen, key=lambda t: (_instant(t.as_of), t.trajectory_id))
+        for t, example in zip(ordered, self.examples(selection), strict=True):
+            if t.trajectory_id in selection.corrections:
+                *prompt, chosen = example.messages
+                pairs.append(
+                    {
+                        "prompt": [dict(message) for message in prompt],
+                        "chosen": [dict(chosen)],
+                        "rejected": [dict(self._render(t)[-1])],
+                        "metadata": dict(example.metadata),
+                    }
+                )
+        return pairs
 
     def synthesize_sft_dataset(
         self,
@@ -342,7 +348,7 @@ class DataSynthesisModule:
             If a file of that name holds something else.
         """
         plain = [row.to_chatml() if isinstance(row, SFTExample) else dict(row) for row in rows]
-        rule = _only({row.get("metadata", {}).get("rule") for row in plain})
+        rule = only_value({row.get("metadata", {}).get("rule") for row in plain})
         form = "chatml" if plain and "messages" in plain[0] else "alpaca"
         saved = save_dataset(plain, directory, kind="sft", form=form, rule=rule)
         self._saved.append(saved)
@@ -357,6 +363,8 @@ class DataSynthesisModule:
             "last_candidates": last.candidates if last else 0,
             "last_selected": len(last.chosen) if last else 0,
             "last_left_out_as_faulty": last.faulty if last else 0,
+            "last_left_out_as_lucky": last.lucky if last else 0,
+            "last_corrected": len(last.corrections) if last else 0,
             "average_quality": (
                 sum(map(self.quality, last.chosen)) / len(last.chosen) if last and last.chosen else None
             ),
@@ -364,6 +372,30 @@ class DataSynthesisModule:
             "examples": self._examples,
             "datasets": [saved.dataset_id for saved in self._saved],
         }
+
+
+def _agrees(experience: Any, correction: Correction | None) -> bool:
+    return correction is None or direction(str(experience.recommendation)) == direction(correction.recommendation)
+
+
+def _as_corrected(experience: Any, correction: Correction | None) -> Any:
+    if correction is None:
+        return experience
+    return replace(experience, recommendation=correction.recommendation, confidence=correction.confidence)
+
+
+def _cell(experience: Any, correction: Correction | None) -> Hashable:
+    """Return the regime and the action that an example stands for."""
+    said = correction.recommendation if correction else experience.recommendation
+    return getattr(experience, "market_regime", None) or "", direction(str(said))
+
+
+def _correction(experience: Any, correction: Correction | None) -> dict[str, Any]:
+    """Return what was corrected, in the words of the error taxonomy, for the example's metadata."""
+    if correction is None:
+        return {}
+    said = f"{experience.recommendation}, {experience.confidence:.2f}"
+    return {"corrected": {"category": "wrong_recommendation", "said": said, "outcomes_alike": correction.outcomes}}
 
 
 def _feedback(findings: Sequence[Finding]) -> dict[str, list[str]]:
@@ -374,8 +406,3 @@ def _feedback(findings: Sequence[Finding]) -> dict[str, list[str]]:
 
 def _instant(value: datetime | None) -> str:
     return isoformat(value) if value is not None else ""
-
-
-def _only(values: set[Any]) -> Any:
-    """The value where there is exactly one; a mixture is a sorted list."""
-    return next(iter(values)) if len(values) == 1 else sorted(str(value) for value in values)

@@ -106,8 +106,30 @@ def few_blocks_factor(n: int, block: int, level: float) -> float:
     """
     if n <= block:
         raise ValueError(f"one block of {block} sessions spans the whole series of {n}; nothing can be learned from it")
-    degrees = max(1.5 * n / block - 1, 2.0)
+    degrees = degrees_of_freedom(n, block)
     return math.sqrt(n / (n - block)) * student_t_quantile(level, degrees) / _NORMAL.inv_cdf(level)
+
+
+def degrees_of_freedom(n: int, block: int) -> float:
+    """Return how many degrees of freedom the variance of a block bootstrap has, at least 2; see `few_blocks_factor`."""
+    return max(1.5 * n / block - 1, 2.0)
+
+
+def overlap_factor(horizon: int, block: int) -> float:
+    """Return by how much deviations are widened because outcomes overlap across the ends of blocks.
+
+    Sums over h independent sessions have the autocovariances (h - k)σ²; what of them reaches beyond a block of b is missing
+    from the variance of block means, the share (h² - 1)/(3·h·b) (Künsch 1989, the bias of order 1/b). 8 % of the variance for
+    5 sessions and blocks of 20, 0 for outcomes of one session.
+
+    Raises
+    ------
+    ValueError
+        If the block is shorter than the horizon.
+    """
+    if not 1 <= horizon <= block:
+        raise ValueError(f"a block of {block} sessions is shorter than the horizon of {horizon}")
+    return 1 / math.sqrt(1 - (horizon**2 - 1) / (3 * horizon * block))
 
 
 def student_t_quantile(level: float, degrees: float) -> float:
@@ -285,7 +307,7 @@ def two_sided_p(interval: Interval) -> float:
 
     if interval.standard_error < _FLAT:
         return 1.0 if abs(interval.estimate) < _FLAT else 0.0
-    degrees = max(1.5 * interval.n / interval.block - 1, 2.0)
+    degrees = degrees_of_freedom(interval.n, interval.block)
     return float(2 * stdtr(degrees, -abs(interval.estimate) / interval.standard_error))
 
 

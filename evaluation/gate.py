@@ -1,215 +1,73 @@
 """The deployment gate: may a challenger replace the champion, judged on held-out decisions that both have taken.
 
 The learning loop calls `evaluate_gate` with paired records and stores the verdict whole, promotions and rejections
-alike. A pure function of evidence and settings: no file, no clock, no randomness beyond the seed.
+alike. A pure function of evidence and settings: no file, no clock, no judge, no randomness beyond the seed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import date
-from statistics import NormalDist
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.bootstrap import MIN_BLOCKS, Interval, few_blocks_factor, lower_bound
+from evaluation.bootstrap import (
+    MIN_BLOCKS,
+    Interval,
+    degrees_of_freedom,
+    few_blocks_factor,
+    lower_bound,
+    overlap_factor,
+)
+from evaluation.gate_answers import answer_criteria
+from evaluation.gate_records import (
+    Answered,
+    Criterion,
+    Difference,
+    GateEvidence,
+    GateSettings,
+    GateVerdict,
+    PairedDecision,
+    RegimeFigures,
+    Verdict,
+)
 
-Verdict = Literal["promote", "reject", "insufficient_evidence"]
+__all__ = [
+    "POWER",
+    "Answered",
+    "Criterion",
+    "Difference",
+    "GateEvidence",
+    "GateSettings",
+    "GateVerdict",
+    "PairedDecision",
+    "RegimeFigures",
+    "Verdict",
+    "evaluate_gate",
+]
 
 POWER = 0.80
-_POWER_DEVIATE = NormalDist().inv_cdf(POWER)
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDecision:
-    """One held-out decision, taken by both policies on the same snapshot and matured since.
-
-    Attributes
-    ----------
-    champion_reward, challenger_reward : float
-        Their rewards; an output that is not valid earns what its fallback earned.
-    champion_net_return, challenger_net_return : float
-        Return of the side they took, market-relative where it can be, net of costs (fraction); exactly 0 for a hold.
-    challenger_valid : bool
-        The challenger's output could be parsed and obeys the schema.
-    challenger_grounded : bool
-        What it cites is what it was given.
-    regime : str or None
-        Label at the decision, for the figures by regime.
-    """
-
-    session: date
-    symbol: str
-    champion_reward: float
-    challenger_reward: float
-    champion_net_return: float
-    challenger_net_return: float
-    challenger_valid: bool
-    challenger_grounded: bool
-    regime: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GateEvidence:
-    """What the gate looks at. `horizon_sessions` is the horizon of the outcomes, so that blocks outlast their overlap.
-
-    Raises
-    ------
-    ValueError
-        If a symbol stands twice in a session, a number is not finite or the horizon is below one session.
-    """
-
-    decisions: tuple[PairedDecision, ...]
-    horizon_sessions: int = 5
-
-    def __post_init__(self) -> None:
-        if self.horizon_sessions < 1:
-            raise ValueError(f"horizon_sessions must be at least 1, not {self.horizon_sessions}")
-        seen: set[tuple[date, str]] = set()
-        for item in self.decisions:
-            key = (item.session, item.symbol)
-            if key in seen:
-                raise ValueError(f"{item.symbol} stands twice on {item.session}; pair each decision once")
-            seen.add(key)
-            # a sum is finite only if its parts are, save for opposite infinities, which give NaN
-            total = (
-                item.champion_reward + item.challenger_reward + item.champion_net_return + item.challenger_net_return
-            )
-            if not math.isfinite(total):
-                raise ValueError(f"{item.symbol} on {item.session} has a reward or return that is not finite")
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    """Thresholds of the gate.
-
-    Attributes
-    ----------
-    min_sessions, min_decisions : int
-        Below either there is no verdict on quality.
-    level : float
-        One-sided level of the lower bounds. An iid test at 5 % promotes policies without skill in up to 83 % of trials
-        on dependent decisions; blocks of 20 sessions leave 9 %, hence 2 %. It is the error of one gate: successive
-        gates each spend it anew.
-    min_block_sessions, block_horizons : int
-        A block is the longer of the first and of that many horizons.
-    independent_sessions : bool
-        Generated data without dependence between sessions: blocks of one.
-    return_margin : float
-        How far the lower bound of the net-return difference may lie below zero, a decision (fraction). The default is
-        what one round trip costs the paper broker (2 x 8 bp): a difference below that is within the cost model's doubt.
-    min_validity, min_grounding : float
-        Floors of the shares of outputs that are valid, and that are valid and grounded.
-    min_activity : float
-        Share of the champion's calls with a side that the challenger must still make. Less means that it has stopped
-        trading: that beats a losing champion without any skill, and yields nothing by which it could be judged later.
-    draws, seed : int
-        Of the bootstrap.
-    """
-
-    min_sessions: int = 60
-    min_decisions: int = 200
-    level: float = 0.98
-    min_block_sessions: int = 20
-    block_horizons: int = 4
-    independent_sessions: bool = False
-    return_margin: float = 0.0016
-    min_validity: float = 0.90
-    min_grounding: float = 0.80
-    min_activity: float = 0.25
-    draws: int = 4000
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        if not 0.5 < self.level < 1:
-            raise ValueError(f"level must lie between .5 and 1, not {self.level}")
-        if self.return_margin < 0:
-            raise ValueError(f"return_margin must not be negative, not {self.return_margin}")
-        for name in ("min_validity", "min_grounding", "min_activity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share 0..1, not {getattr(self, name)}")
-        for name in ("min_sessions", "min_decisions", "min_block_sessions", "block_horizons", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Challenger minus champion, the mean over sessions of the mean within a session.
-
-    `lower_bound`, `standard_error` and `minimum_detectable_edge` are None where there are fewer than three blocks. The
-    edge is the smallest true difference that would have been found with a power of .80.
-    """
-
-    champion_mean: float
-    challenger_mean: float
-    mean: float
-    standard_error: float | None
-    lower_bound: float | None
-    minimum_detectable_edge: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RegimeFigures:
-    """The reward's difference within one regime: reported, never decided on."""
-
-    regime: str
-    decisions: int
-    sessions: int
-    mean_difference: float
-    lower_bound: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class GateVerdict:
-    """The verdict, why, and every number behind it; `to_dict` gives JSON values."""
-
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    decisions: int
-    sessions: int
-    first_session: date | None
-    last_session: date | None
-    horizon_sessions: int
-    reward: Difference | None
-    net_return: Difference | None
-    validity: float | None
-    grounding: float | None
-    champion_activity: float | None
-    challenger_activity: float | None
-    block: int
-    few_blocks_factor: float | None
-    power: float
-    settings: GateSettings
-    by_regime: tuple[RegimeFigures, ...] = field(default=())
-
-    @property
-    def promoted(self) -> bool:
-        """Whether the challenger may go on."""
-        return self.verdict == "promote"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as JSON values: no NaN, dates in ISO form."""
-        values = dataclasses.asdict(self)
-        for name in ("first_session", "last_session"):
-            values[name] = values[name] and values[name].isoformat()
-        values["reasons"] = list(self.reasons)
-        values["by_regime"] = list(values["by_regime"])
-        return values
+_ROUNDING = 1e-12
+"""A bound that is no farther from zero is the rounding of means that are equal."""
 
 
 def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) -> GateVerdict:
     """Judge a challenger against the champion.
 
-    It is promoted where all of this holds: the one-sided lower bound of the paired reward difference lies above zero;
-    that of the net return above the margin; validity, grounding and activity reach their floors. Differences are
-    averaged within a session first, because decisions of one day share the market, and then bootstrapped in blocks of
-    sessions.
+    It is promoted where all of this holds, and each is a `Criterion` of the verdict:
+
+    - ``reward``: the one-sided lower bound of the paired reward difference lies above zero;
+    - ``net_return``: that of the net return lies above the margin;
+    - ``regimes``: no regime with sessions enough to be judged shows the challenger inferior by more than a margin;
+    - ``validity``, ``grounding``, ``activity``: shares that reach their floors;
+    - ``fatal_errors``, ``attacks``: none that the champion's outputs do not have as well;
+    - ``same_side``, ``same_confidence``, ``response``, ``citations``: answers that follow the state.
+
+    Differences are averaged within a session first, because decisions of one day share the market, and then bootstrapped
+    in blocks of sessions. What cannot be judged for want of data is said and rejects nobody.
 
     Returns
     -------
@@ -220,7 +78,8 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
     settings = settings or GateSettings()
     decisions = evidence.decisions
     count = len(decisions)
-    block = _block(evidence.horizon_sessions, settings)
+    blocks = _Blocks.of(evidence.horizon_sessions, settings)
+    block = blocks.sessions
     sessions = sorted({item.session for item in decisions})
     missing = _missing(count, len(sessions), block, settings)
     share = _share_of(decisions)
@@ -231,23 +90,28 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
     reward = net = None
     if decisions:
         reward = _difference(
-            _by_session(decisions, lambda d: (d.champion_reward, d.challenger_reward)), block, settings
+            _by_session(decisions, lambda d: (d.champion_reward, d.challenger_reward)), blocks, settings
         )
         net = _difference(
-            _by_session(decisions, lambda d: (d.champion_net_return, d.challenger_net_return)), block, settings
+            _by_session(decisions, lambda d: (d.champion_net_return, d.challenger_net_return)), blocks, settings
         )
-    verdict: Verdict = "insufficient_evidence"
-    reasons = missing
-    if not missing and reward and net:
+    by_regime = _by_regime(decisions, blocks, settings)
+    criteria: list[Criterion] = []
+    if reward and net:
         criteria = [
             _reward_criterion(reward, settings),
             _return_criterion(net, settings),
-            _floor("valid outputs", validity, settings.min_validity),
-            _floor("outputs that are grounded in their evidence", grounding, settings.min_grounding),
+            _regime_criterion(by_regime, settings),
+            _floor("validity", "valid outputs", validity, settings.min_validity),
+            _floor("grounding", "outputs that are grounded in their evidence", grounding, settings.min_grounding),
             _activity_criterion(champion_activity, challenger_activity, settings),
+            *answer_criteria(decisions, settings),
         ]
-        verdict = "promote" if all(met for met, _ in criteria) else "reject"
-        reasons = [text for met, text in criteria if met == (verdict == "promote")]
+    verdict: Verdict = "insufficient_evidence"
+    reasons = missing
+    if not missing:
+        verdict = "reject" if any(item.met is False for item in criteria) else "promote"
+        reasons = [item.text for item in criteria if item.met is (verdict == "promote")]
     return GateVerdict(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -264,16 +128,27 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
         challenger_activity=challenger_activity,
         block=block,
         few_blocks_factor=few_blocks_factor(len(sessions), block, settings.level) if len(sessions) > block else None,
+        overlap_factor=blocks.overlap,
         power=POWER,
         settings=settings,
-        by_regime=_by_regime(decisions, block, settings),
+        by_regime=by_regime,
+        criteria=tuple(criteria),
     )
 
 
-def _block(horizon: int, settings: GateSettings) -> int:
-    if settings.independent_sessions:
-        return 1
-    return max(settings.min_block_sessions, settings.block_horizons * horizon)
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """How sessions are resampled: sessions a block, and by how much overlapping outcomes widen a bound."""
+
+    sessions: int
+    overlap: float
+
+    @classmethod
+    def of(cls, horizon: int, settings: GateSettings) -> _Blocks:
+        if settings.independent_sessions:
+            return cls(1, 1.0)
+        block = max(settings.min_block_sessions, settings.block_horizons * horizon)
+        return cls(block, overlap_factor(horizon, block))
 
 
 def _missing(count: int, sessions: int, block: int, settings: GateSettings) -> list[str]:
@@ -311,16 +186,20 @@ def _by_session(
     return np.array(rows)
 
 
-def _bound(differences: NDArray[np.float64], block: int, settings: GateSettings) -> Interval | None:
-    if len(differences) < MIN_BLOCKS * block:
+def _bound(
+    differences: NDArray[np.float64], blocks: _Blocks, settings: GateSettings, level: float | None = None
+) -> Interval | None:
+    if len(differences) < MIN_BLOCKS * blocks.sessions:
         return None
-    return lower_bound(differences, block, settings.level, settings.draws, settings.seed)
+    found = lower_bound(differences, blocks.sessions, level or settings.level, settings.draws, settings.seed)
+    low = found.estimate - blocks.overlap * (found.estimate - found.low)
+    return replace(found, low=low, standard_error=blocks.overlap * found.standard_error)
 
 
-def _difference(rows: NDArray[np.float64], block: int, settings: GateSettings) -> Difference:
+def _difference(rows: NDArray[np.float64], blocks: _Blocks, settings: GateSettings) -> Difference:
     champion, challenger = (float(value) for value in rows.mean(axis=0))
     differences = rows[:, 1] - rows[:, 0]
-    bound = _bound(differences, block, settings)
+    bound = _bound(differences, blocks, settings)
     return Difference(
         champion_mean=champion,
         challenger_mean=challenger,
@@ -332,59 +211,125 @@ def _difference(rows: NDArray[np.float64], block: int, settings: GateSettings) -
 
 
 def _detectable(bound: Interval) -> float:
-    """Return the smallest true difference whose bound would have lain above zero with the power of the gate."""
-    return (bound.estimate - bound.low) + _POWER_DEVIATE * bound.standard_error
+    """Return the smallest true difference whose bound would have lain above zero with the power of the gate.
+
+    By the noncentral t, for the standard error is an estimate too: at 60 sessions 5 % more than the sum of two quantiles.
+    """
+    if bound.standard_error == 0:
+        return 0.0
+    from scipy.special import nctdtrinc  # scipy.stats has it as well and takes a second to import
+
+    degrees = degrees_of_freedom(bound.n, bound.block)
+    critical = (bound.estimate - bound.low) / bound.standard_error
+    return float(nctdtrinc(degrees, 1 - POWER, critical)) * bound.standard_error
 
 
-def _by_regime(decisions: Sequence[PairedDecision], block: int, settings: GateSettings) -> tuple[RegimeFigures, ...]:
+def _by_regime(
+    decisions: Sequence[PairedDecision], blocks: _Blocks, settings: GateSettings
+) -> tuple[RegimeFigures, ...]:
     """Return the reward's difference by regime; sessions of one regime are joined, which shortens their dependence."""
+    groups: dict[str, list[PairedDecision]] = {}
+    for item in decisions:
+        if item.regime is not None:
+            groups.setdefault(item.regime, []).append(item)
+    series = {}
+    for regime in sorted(groups):
+        rows = _by_session(groups[regime], lambda d: (d.champion_reward, d.challenger_reward))
+        series[regime] = rows[:, 1] - rows[:, 0]
+    least = max(settings.min_sessions, MIN_BLOCKS * blocks.sessions)
+    judged = sum(len(differences) >= least for differences in series.values())
     figures = []
-    for regime in sorted({item.regime for item in decisions if item.regime is not None}):
-        chosen = [item for item in decisions if item.regime == regime]
-        rows = _by_session(chosen, lambda d: (d.champion_reward, d.challenger_reward))
-        differences = rows[:, 1] - rows[:, 0]
-        bound = _bound(differences, block, settings) if len(rows) >= settings.min_sessions else None
+    for regime, differences in series.items():
+        lower = upper = None
+        if len(differences) >= least:
+            lower = _bound(differences, blocks, settings)
+            upper = _bound(-differences, blocks, settings, 1 - (1 - settings.regime_level) / judged)
         figures.append(
-            RegimeFigures(regime, len(chosen), len(rows), float(differences.mean()), bound.low if bound else None)
+            RegimeFigures(
+                regime,
+                len(groups[regime]),
+                len(differences),
+                float(differences.mean()),
+                lower.low if lower else None,
+                -upper.low if upper else None,
+            )
         )
     return tuple(figures)
 
 
-def _reward_criterion(reward: Difference, settings: GateSettings) -> tuple[bool, str]:
+def _reward_criterion(reward: Difference, settings: GateSettings) -> Criterion:
+    name, figures = "reward", {**asdict(reward), "level": settings.level}
     bound, edge = reward.lower_bound, reward.minimum_detectable_edge
     if bound is None or edge is None:
-        return False, "The paired reward difference has no bound."
-    figures = f"the difference is {reward.mean:+.4f} with a {settings.level:.1%} lower bound of {bound:+.4f}"
-    if bound > 0:
-        return True, f"The challenger earns more reward: {figures}."
-    return False, (
-        f"The challenger is not shown to earn more reward: {figures}, and the smallest edge that this evidence "
+        return Criterion(name, None, "The paired reward difference has no bound.", figures)
+    shown = f"the difference is {reward.mean:+.4f} with a {settings.level:.1%} lower bound of {bound:+.4f}"
+    if bound > _ROUNDING:
+        return Criterion(name, True, f"The challenger earns more reward: {shown}.", figures)
+    text = (
+        f"The challenger is not shown to earn more reward: {shown}, and the smallest edge that this evidence "
         f"would have shown with a power of {POWER:.0%} is {edge:.4f}."
     )
+    return Criterion(name, False, text, figures)
 
 
-def _return_criterion(net: Difference, settings: GateSettings) -> tuple[bool, str]:
+def _return_criterion(net: Difference, settings: GateSettings) -> Criterion:
+    name, figures = "net_return", {**asdict(net), "margin": settings.return_margin, "level": settings.level}
     bound = net.lower_bound
     if bound is None:
-        return False, "The paired net-return difference has no bound."
+        return Criterion(name, None, "The paired net-return difference has no bound.", figures)
     met = bound > -settings.return_margin
-    return met, (
+    text = (
         f"The challenger's net return is {'not' if met else 'not shown to be not'} inferior: the difference is "
         f"{net.mean:+.5f} a decision with a {settings.level:.1%} lower bound of {bound:+.5f}, "
         f"{'above' if met else 'at or below'} the margin of {-settings.return_margin:+.5f}."
     )
+    return Criterion(name, met, text, figures)
 
 
-def _floor(what: str, share: float | None, floor: float) -> tuple[bool, str]:
+def _regime_criterion(by_regime: Sequence[RegimeFigures], settings: GateSettings) -> Criterion:
+    """No judged regime is shown to be worse: its upper bound lies above minus the margin.
+
+    The bounds are corrected for the number of judged regimes (Bonferroni), so a challenger that loses no more than the
+    margin anywhere is wrongly rejected in at most 1 - `regime_level` of gates. A lower bound above minus the margin in every
+    regime would err less often for a loser, but a regime has only a part of the sessions: where the edge lies in one of two
+    regimes it promotes 30 % in place of 77 % (252 sessions, ``benchmarks gates``).
+    """
+    margin = settings.regime_margin
+    judged = [item for item in by_regime if item.upper_bound is not None]
+    worse = [item for item in judged if item.upper_bound is not None and item.upper_bound < -margin]
+    left_out = [f"{item.regime} ({item.sessions} sessions)" for item in by_regime if item.upper_bound is None]
+    figures = {
+        "margin": margin,
+        "level": settings.regime_level,
+        "judged": [item.regime for item in judged],
+        "not_judged": [item.regime for item in by_regime if item.upper_bound is None],
+        "worse": [item.regime for item in worse],
+    }
+    rest = f" Too few sessions to be judged: {', '.join(left_out)}." if left_out else ""
+    if not judged:
+        return Criterion("regimes", None, f"No regime has sessions enough to be judged apart.{rest}", figures)
+    shown = ", ".join(
+        f"{item.regime} {item.mean_difference:+.4f} with an upper bound of {item.upper_bound:+.4f} over {item.sessions} sessions"
+        for item in (worse or judged)
+    )
+    said = "The challenger is inferior in a regime" if worse else "In no judged regime is the challenger inferior"
+    text = f"{said} by more than {margin:g} of reward, at {settings.regime_level:.1%} over all of them: {shown}.{rest}"
+    return Criterion("regimes", not worse, text, figures)
+
+
+def _floor(name: str, what: str, share: float | None, floor: float) -> Criterion:
     met = share is not None and share >= floor
     shown = "unknown" if share is None else f"{share:.1%}"
-    return met, f"The share of {what} is {shown}, {'at or above' if met else 'below'} the floor of {floor:.0%}."
+    text = f"The share of {what} is {shown}, {'at or above' if met else 'below'} the floor of {floor:.0%}."
+    return Criterion(name, met, text, {"share": share, "floor": floor})
 
 
-def _activity_criterion(champion: float | None, challenger: float | None, settings: GateSettings) -> tuple[bool, str]:
+def _activity_criterion(champion: float | None, challenger: float | None, settings: GateSettings) -> Criterion:
     champion, challenger = champion or 0.0, challenger or 0.0
     met = challenger >= settings.min_activity * champion
-    return met, (
+    text = (
         f"The challenger takes a side in {challenger:.1%} of the decisions, the champion in {champion:.1%}; "
         f"{'at least' if met else 'fewer than'} {settings.min_activity:.0%} of the champion's calls remain."
     )
+    figures = {"champion": champion, "challenger": challenger, "floor": settings.min_activity}
+    return Criterion("activity", met, text, figures)

@@ -272,7 +272,7 @@ class RewardCalculator:
             success = _is_right(side, value, outcome.costs)
             gained = side * (value - benchmark) - outcome.costs
             if self.volatility_scaling:
-                gained /= _ordinary_move(outcome)
+                gained /= ordinary_move(outcome.volatility, outcome.holding_period)
             gained = max(-RETURN_CLAMP, min(RETURN_CLAMP, gained))
             stated = outcome.predicted_confidence if outcome.p_correct is None else outcome.p_correct
             confidence = 4 * ((past.base_rate(outcome.recommendation) - success) ** 2 - (stated - success) ** 2)
@@ -380,10 +380,13 @@ def _risk(outcome: TradingOutcome, side: int) -> float:
     return risk
 
 
-def _ordinary_move(outcome: TradingOutcome) -> float:
-    """Return one standard deviation of the instrument over the holding period (at least one session)."""
-    volatility = TYPICAL_VOLATILITY if outcome.volatility is None else max(outcome.volatility, VOLATILITY_FLOOR)
-    return volatility * math.sqrt(max(outcome.holding_period or 1.0, 1.0))
+def ordinary_move(volatility: float | None, sessions: float | None) -> float:
+    """Return one standard deviation of an instrument over some sessions (at least one): volatility·√sessions.
+
+    `volatility` is the daily one (fraction); that of a typical instrument where it is None.
+    """
+    daily = TYPICAL_VOLATILITY if volatility is None else max(volatility, VOLATILITY_FLOOR)
+    return daily * math.sqrt(max(sessions or 1.0, 1.0))
 
 
 def _metrics(returns: Sequence[float], risk_free_rate: float) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from training.small_base_model import Recipe, StepProgress, build_base_model
 from utils.artifacts import folder_digest, verify
-from utils.errors import TrainingFailed
+from utils.errors import TrainingBlocked, TrainingFailed
 from utils.settings import BUILTIN_TINY
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
@@ -40,8 +40,10 @@ def resolve_base_model(
 
     Raises
     ------
+    TrainingBlocked
+        If there is no such model, or it lacks safetensors weights.
     TrainingFailed
-        If there is no such model, or it lacks safetensors weights, a tokenizer or a chat template.
+        If it lacks a tokenizer or a chat template.
     """
     if base_model == BUILTIN_TINY:
         folder = build_base_model(cache_dir, recipe or Recipe(), progress)
@@ -51,11 +53,11 @@ def resolve_base_model(
     if hub_id and not folder.exists():
         folder = _downloaded(hub_id.group(1), hub_id.group(2))
     if not (folder / "config.json").is_file():
-        raise TrainingFailed(
+        raise TrainingBlocked(
             f"base model {base_model!r} is neither {BUILTIN_TINY} nor a folder with a config.json nor a hub id of one"
         )
     if not any(folder.glob("*.safetensors")):
-        raise TrainingFailed(f"base model {base_model!r} has no *.safetensors weights")
+        raise TrainingBlocked(f"base model {base_model!r} has no *.safetensors weights")
     from transformers import AutoTokenizer
 
     try:
@@ -76,7 +78,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
     except Exception as error:  # the client raises nearly anything: its own types, those of the HTTP client, OSError
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         named = f"{repository} --revision {revision}" if revision else repository
-        raise TrainingFailed(
+        raise TrainingBlocked(
             f"base model {repository} cannot be had from the model hub ({reason}); correct the name, or run "
             f"`hf download {named}` once with network (after `hf auth login` if it is not public), "
             "or give a folder that holds it"

@@ -77,6 +77,11 @@ class TrainingJob(Frozen):
         """What the training is, in words for the record of the run."""
         raise NotImplementedError
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The adapter that training begins with; None for the base model itself."""
+        return None
+
     def training_identity(self, base_sha256: str, start_sha256: str | None = None) -> str:
         """Return the hash of all that the weights follow from; a checkpoint of another identity is never resumed."""
         return content_hash(
@@ -95,7 +100,7 @@ class TrainingJob(Frozen):
 class TrainingResult(Frozen):
     """What a completed run left behind; `result.json` exists only then.
 
-    `adapter_sha256` is the digest over all files of `adapter_dir`; `metrics` has final_loss, steps, examples,
+    `adapter_sha256` is the digest over all files of `adapter_dir`; `metrics` has first_loss, final_loss, steps, examples,
     wall_s (of training), total_wall_s, resumed_from_step, and what the objective adds.
     """
 

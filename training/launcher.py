@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from utils.errors import TrainingFailed
+from utils.errors import TrainingBlocked, TrainingFailed
 from utils.logs import logger
 
 ProgressEvent = Mapping[str, Any]
@@ -30,6 +30,9 @@ ProgressEvent = Mapping[str, Any]
 
 TICK_S = 0.2
 """How often a silent child is looked at: the delay with which a stop or a time-out takes effect."""
+
+BLOCKED = 75
+"""Exit status of a child that lacks what it needs, such as the base model's weights (EX_TEMPFAIL of sysexits.h)."""
 
 LOG_LINES = 3
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
@@ -118,8 +121,10 @@ def run_training_child(
 
     Raises
     ------
+    TrainingBlocked
+        If the child lacks what it needs.
     TrainingFailed
-        If the child crashed, timed out, or left no readable result; the message ends with its last log lines.
+        If it crashed, timed out, or left no readable result; the messages end with its last log lines.
     """
     started = time.monotonic()
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +164,8 @@ def run_training_child(
         return ChildResult("stopped", exit_code, {}, wall_s, log_path)
     if ending == "timeout" and exit_code != 0:
         raise TrainingFailed(f"the training child was stopped after {timeout_s:g} s; {_last_words(log_path)}")
+    if exit_code == BLOCKED:
+        raise TrainingBlocked(f"the training child lacks what it needs; {_last_words(log_path)}")
     if exit_code != 0:
         cause = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with {exit_code}"
         raise TrainingFailed(f"the training child {cause}; {_last_words(log_path)}")

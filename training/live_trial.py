@@ -52,6 +52,9 @@ SMALLEST_DEVIATION = 0.02
 """A held-out period in which both said nearly the same says nothing about the spread of their differences: below this the
 fallback is taken."""
 
+WIDENING_LEVEL = 0.98
+"""At which t over z is taken, whatever level the gate used: the one that the notes above were measured with."""
+
 OVERSHOOT = 1.166
 FATAL_RATIO = 2.0
 FATAL_LEVEL = 0.02
@@ -113,9 +116,8 @@ def deviation_of(gate: Mapping[str, Any] | None) -> float:
     sessions, block = int(gate.get("sessions") or 0), int(gate.get("block") or 1)
     if error is None or sessions <= block:
         return FALLBACK_DEVIATION
-    level = float((gate.get("settings") or {}).get("level", 0.98))
     # the standard error has the factor's first part, √(n/(n - block)), already
-    widened = few_blocks_factor(sessions, block, level) / math.sqrt(sessions / (sessions - block))
+    widened = few_blocks_factor(sessions, block, WIDENING_LEVEL) / math.sqrt(sessions / (sessions - block))
     deviation = float(error) * math.sqrt(sessions) * widened
     return deviation if deviation >= SMALLEST_DEVIATION else FALLBACK_DEVIATION
 

@@ -1,12 +1,11 @@
 """The registry of trained models: immutable versions, and the aliases champion, challenger and previous between them.
 
 A version's row carries its lineage and the gate's verdict with all numbers. Moving an alias is one transaction with its
-event. ``python -m training.model_registry list|show`` prints what is there.
+event. ``python -m training.model_registry`` is the command line of `training.registry_commands`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import uuid
 from dataclasses import dataclass
@@ -18,10 +17,6 @@ import psycopg
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import json_value
-from data_pipeline.library_access import open_library
-from utils.errors import SystemFault
-from utils.hashing import canonical_json
-from utils.settings import OrchestratorConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +87,11 @@ class ModelRegistry:
         self._library = library
 
     def register(self, cursor: psycopg.Cursor[Any], model: ModelVersion) -> None:
-        """Write a version inside the caller's transaction; the same adapter trained again updates its verdict."""
+        """Write a version inside the caller's transaction; the same adapter trained again updates its verdict and its place."""
         cursor.execute(
             f"INSERT INTO model_versions ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (version) DO UPDATE SET gate = excluded.gate, state = excluded.state",
+            "ON CONFLICT (version) DO UPDATE SET gate = excluded.gate, state = excluded.state, path = excluded.path, "
+            "base_dir = excluded.base_dir",
             (
                 model.version, model.agent_type, model.training_run_id, str(model.path), model.sha256, model.base_model,
                 model.base_revision, str(model.base_dir), json_value(model.gate), model.state,
@@ -110,8 +106,8 @@ class ModelRegistry:
     def promote(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
         """Make a version champion and the former champion previous, inside the caller's transaction."""
         agent_type = model.agent_type
-        former = self._alias(cursor, agent_type, "champion")
-        if self._alias(cursor, agent_type, "challenger") == model.version:
+        former = self.held(cursor, agent_type, "champion")
+        if self.held(cursor, agent_type, "challenger") == model.version:
             self._move(cursor, agent_type, "challenger", None, as_of, "it is champion now")
         if former == model.version:
             return
@@ -141,10 +137,10 @@ class ModelRegistry:
         ModelVersion or None
             What serves from now on; None is the rules.
         """
-        fallen = self._alias(cursor, agent_type, "champion")
+        fallen = self.held(cursor, agent_type, "champion")
         if fallen is None:
             return None
-        heir = self._alias(cursor, agent_type, "previous") if to_previous else None
+        heir = self.held(cursor, agent_type, "previous") if to_previous else None
         self._move(cursor, agent_type, "previous", None, as_of, f"{fallen} is withdrawn")
         self._move(cursor, agent_type, "champion", heir, as_of, reason)
         self._set_state(cursor, fallen, "retired")
@@ -156,7 +152,7 @@ class ModelRegistry:
     def holder(self, agent_type: str, alias: Alias) -> ModelVersion | None:
         """Return the version that holds an alias; without a champion the agent's configured policy serves."""
         with self._library.connection() as connection, connection.cursor() as cursor:
-            version = self._alias(cursor, agent_type, alias)
+            version = self.held(cursor, agent_type, alias)
             return self.get(cursor, version) if version else None
 
     def holders(
@@ -206,6 +202,14 @@ class ModelRegistry:
         row = cursor.fetchone()
         return _from_row(row) if row else None
 
+    def version_at(self, cursor: psycopg.Cursor[Any], path: Path | None) -> str | None:
+        """Return the name of the version whose adapter lies in a folder, None where there is none."""
+        cursor.execute(
+            "SELECT version FROM model_versions WHERE path = %s ORDER BY created_at DESC LIMIT 1", (str(path),)
+        )
+        row = cursor.fetchone()
+        return row[0] if row else None
+
     def newest_of_kind(self, agent_type: str, kind: str) -> ModelVersion | None:
         """Return the version that the run trained last by a kind of training, whatever the gate said; None without any."""
         columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
@@ -224,7 +228,8 @@ class ModelRegistry:
             cursor.execute(f"SELECT {_COLUMNS} FROM model_versions ORDER BY created_at DESC, version")
             return [_from_row(row) for row in cursor]
 
-    def _alias(self, cursor: psycopg.Cursor[Any], agent_type: str, alias: Alias) -> str | None:
+    def held(self, cursor: psycopg.Cursor[Any], agent_type: str, alias: Alias) -> str | None:
+        """Return the name of the version that holds an alias, inside the caller's transaction."""
         cursor.execute(
             "SELECT version FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = %s",
             (self._library.run_id, agent_type, alias),
@@ -243,7 +248,7 @@ class ModelRegistry:
     ) -> None:
         """Let an alias point elsewhere, or nowhere, and write the event; nothing where it does already."""
         run_id = self._library.run_id
-        before = self._alias(cursor, agent_type, alias)
+        before = self.held(cursor, agent_type, alias)
         if before == version:
             return
         if version is None:
@@ -275,46 +280,7 @@ def _from_row(row: tuple[Any, ...]) -> ModelVersion:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the registry; the command line of this module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.model_registry", description="Trained models and their verdicts."
-    )
-    parser.add_argument("--config", dest="config_path", help="YAML file, by default config/system.yaml")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every version, newest first")
-    commands.add_parser("show", help="one version with its verdict").add_argument("version")
-    options = parser.parse_args(arguments)
-    try:
-        library = open_library(
-            OrchestratorConfig(**({"config_path": options.config_path} if options.config_path else {}))
-        )
-    except SystemFault as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    try:
-        models = ModelRegistry(library).versions()
-    finally:
-        library.close()
-    if options.command == "list":
-        for model in models:
-            verdict = (model.gate or {}).get("verdict", "no verdict")
-            sys.stdout.write(f"{model.version:32} {model.state:10} {verdict:22} {model.path}\n")
-        if not models:
-            sys.stdout.write("no model has been trained yet\n")
-        return 0
-    for model in models:
-        if model.version == options.version:
-            sys.stdout.write(
-                canonical_json(
-                    {"version": model.version, "state": model.state, "sha256": model.sha256, "gate": model.gate}
-                )
-                + "\n"
-            )
-            return 0
-    sys.stderr.write(f"error: there is no version {options.version!r}; 'list' shows what there is\n")
-    return 2
-
-
 if __name__ == "__main__":
+    from training.registry_commands import main
+
     sys.exit(main())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
@@ -93,13 +93,14 @@ def record_failure(
     kind: str,
     at: datetime,
     error: str,
+    state: Literal["failed", "blocked"] = "failed",
 ) -> None:
-    """Record a run that failed, also one that failed before it was recorded as begun: retries wait by what is recorded."""
+    """Record a run that failed or was blocked, also before it was recorded as begun: retries wait by what is recorded."""
     cursor.execute(
         "INSERT INTO training_runs (training_run_id, run_id, agent_type, kind, state, started_at, ended_at, error) "
-        "VALUES (%s, %s, %s, %s, 'failed', %s, %s, %s) ON CONFLICT (training_run_id) "
-        "DO UPDATE SET state = 'failed', ended_at = excluded.ended_at, error = excluded.error",
-        (training_run_id, run_id, agent_type, kind, at, at, error),
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (training_run_id) "
+        "DO UPDATE SET state = excluded.state, ended_at = excluded.ended_at, error = excluded.error",
+        (training_run_id, run_id, agent_type, kind, state, at, at, error),
     )
 
 

@@ -91,6 +91,10 @@ class TrainingFailed(SystemFault):
     """A training run failed. Reaction: the champion stays, the trigger is not consumed, retry with back-off."""
 
 
+class TrainingBlocked(TrainingFailed):
+    """What a training needs is not there, such as weights or disk. Reaction: as a failed one, recorded as blocked."""
+
+
 class LookAheadError(SystemFault):
     """Something asked for data that was not available yet. Reaction: stop; a result built on it is worthless."""
 

@@ -231,6 +231,11 @@ class LearningSettings(Section):
     base_model: str = Field(
         "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"
     )
+    sft_config: Path | None = Field(None, description="hyper-parameters; null: config/training/sft_config.yaml")
+    rl_config: Path | None = Field(
+        None,
+        description="hyper-parameters; null: config/training/rl/grpo_config.yaml; ppo_config.yaml is the clipped surrogate",
+    )
     train_timeout_s: Positive = 3600.0
     shadow_decisions: Annotated[int, Field(ge=0)] = Field(
         50, description="settled decisions of a challenger beside the champion before it may serve; 0: none"

@@ -45,6 +45,8 @@ class Curve:
 def interval_chart(lines: Sequence[IntervalLine], unit: str, digits: int = 3, scale: float = 1.0) -> str:
     """Return a chart of estimates with their intervals around a line at 0; empty without anything to show.
 
+    A figure with a lower bound alone is drawn from that bound to the estimate.
+
     Parameters
     ----------
     lines : sequence of IntervalLine
@@ -90,12 +92,13 @@ def interval_chart(lines: Sequence[IntervalLine], unit: str, digits: int = 3, sc
         kind = "strong" if line.strong else "weak"
         text = f"{value:+.{digits}f}"
         parts.append(f'<text class="label" x="0" y="{y + 4:.1f}">{escape(line.label)}</text>')
-        if figure.low is not None and figure.high is not None:
-            left, right = scale * figure.low, scale * figure.high
+        if figure.low is not None:
+            left = scale * figure.low
+            right = value if figure.high is None else scale * figure.high
             parts.append(
                 f'<line class="interval {kind}" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-            text += f" [{left:+.{digits}f}, {right:+.{digits}f}]"
+            text += f", ≥ {left:+.{digits}f}" if figure.high is None else f" [{left:+.{digits}f}, {right:+.{digits}f}]"
         parts.append(f'<circle class="point {kind}" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>')
         parts.append(f'<text class="value" x="{LABEL_PX + PLOT_PX + 8}" y="{y + 4:.1f}">{text}</text>')
     parts.append(

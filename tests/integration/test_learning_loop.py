@@ -194,7 +194,7 @@ def test_too_little_history_trains_nothing_and_says_what_is_missing(
     assert loop.get_status()["training_log_count"] == 0
 
 
-def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_after_a_growing_pause(
+def test_a_blocked_training_is_recorded_keeps_its_trigger_and_is_tried_again_after_a_growing_pause(
     library: ExperienceLibraryPostgres,
     make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
     tmp_path: Path,
@@ -206,7 +206,7 @@ def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_afte
     first = START + timedelta(days=206)
     loop.check(first)
     (training,) = loop.get_status()["recent_trainings"]
-    assert training["state"] == "failed"
+    assert training["state"] == "blocked"
     assert str(broken) in training["error"]
     loop.check(first + timedelta(minutes=45))
     assert loop.get_status()["training_log_count"] == 1
@@ -214,7 +214,8 @@ def test_a_failed_training_is_recorded_keeps_its_trigger_and_is_tried_again_afte
     assert loop.get_status()["training_log_count"] == 2
     loop.check(first + timedelta(minutes=65 + 105))
     assert loop.get_status()["training_log_count"] == 2
-    assert "2 failed in a row" in detail(loop)
+    assert detail(loop).startswith("blocked: ")
+    assert "next try" in detail(loop)
     assert deployed == []
     assert ModelRegistry(library).holder("technical", "champion") is None
 

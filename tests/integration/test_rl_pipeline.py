@@ -175,7 +175,7 @@ def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adap
     assert pipeline._start(tmp_path / "champion", "builtin:tiny") == tmp_path / "champion"
 
 
-def test_a_failure_is_recorded_and_tried_again_after_a_growing_pause(
+def test_a_base_model_that_is_not_there_blocks_and_is_tried_again_after_a_growing_pause(
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
 ) -> None:
     fill(library, range(135))
@@ -186,7 +186,8 @@ def test_a_failure_is_recorded_and_tried_again_after_a_growing_pause(
     result = pipeline.run_pipeline(at=at)
     assert str(broken) in result["error"]
     assert result["success"] is False
-    assert "1 failed in a row" in pipeline.readiness(at + timedelta(minutes=59)).detail
+    assert [run["state"] for run in pipeline.get_training_history()] == ["blocked"]
+    assert pipeline.readiness(at + timedelta(minutes=59)).detail.startswith("blocked: ")
     assert pipeline.readiness(at + timedelta(hours=1)).ready
 
 

@@ -33,6 +33,7 @@ from monitoring.metrics_collector import MetricsCollector
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.conclusion import conclude
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
+from training.pipelines.trigger import SFTPipelineConfig
 from training.trials import NothingServed, Trials
 from utils.clock import VirtualClock
 from utils.settings import OrchestratorConfig
@@ -458,7 +459,7 @@ class NeverTrained:
     """A pipeline that must not be asked."""
 
     kind = "sft"
-    config = type("Config", (), {"agent_type": "technical", "min_new_trajectories": 1})
+    config = SFTPipelineConfig()
     on_progress: Any = None
 
     def run_pipeline(self, **asked: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.gate_trials import SPELL_SESSIONS, sides
+from benchmarks.gates import Counted
 from benchmarks.library_cases import Conditions, distances, filters
 from benchmarks.library_data import AGENTS, REGIMES, generate, row_of, trajectory, trajectory_id
 from benchmarks.library_searches import Figures, best_raw
@@ -138,5 +140,20 @@ def test_every_section_of_the_benchmarks_can_be_named() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
     assert shown.returncode == 0, shown.stderr
-    for name in ("daemon", "judges", "library", "taxonomy", "workflow"):
+    for name in ("daemon", "gates", "judges", "library", "taxonomy", "workflow"):
         assert name in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"), [(0, 20, 0.0, 0.1684), (20, 20, 0.8316, 1.0), (5, 50, 0.0333, 0.2181)]
+)
+def test_intervals_of_a_rate_are_the_exact_ones_of_the_tables(count: int, n: int, low: float, high: float) -> None:
+    assert Counted(count, n).interval() == pytest.approx((low, high), abs=1e-4)
+
+
+def test_spells_of_a_policy_without_skill_know_nothing_and_last_as_long_as_they_say() -> None:
+    drawn = sides(np.random.default_rng(5), 20_000, 3, "per-symbol")
+    assert np.abs(drawn.mean(axis=0)).max() < 0.06
+    # a turn draws a side anew, so every second one changes it
+    assert (np.diff(drawn, axis=0) != 0).mean() == pytest.approx(0.5 / SPELL_SESSIONS, rel=0.1)
+    assert np.ptp(sides(np.random.default_rng(5), 50, 3, "market-wide"), axis=1).max() == 0

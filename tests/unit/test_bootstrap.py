@@ -12,6 +12,7 @@ from evaluation.bootstrap import (
     few_blocks_factor,
     lower_bound,
     mean_interval,
+    overlap_factor,
     paired_difference,
     return_win_rate_interval,
     sharpe_difference,
@@ -60,6 +61,18 @@ def test_the_factor_for_few_blocks_shrinks_to_one() -> None:
     assert factors == sorted(factors, reverse=True)
     assert factors[0] > 1.7
     assert factors[-1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_factor_for_overlap_restores_the_variance_that_block_means_lack() -> None:
+    rng = np.random.default_rng(21)
+    sums = np.lib.stride_tricks.sliding_window_view(rng.normal(size=200_004), 5).sum(axis=-1)
+    blocks = sums.reshape(-1, 20).mean(axis=1)
+    # the long-run variance of sums over five sessions is 25
+    assert 20 * blocks.var() * overlap_factor(5, 20) ** 2 == pytest.approx(25, rel=0.04)
+    assert 20 * blocks.var() < 24
+    assert overlap_factor(1, 1) == overlap_factor(1, 20) == 1
+    with pytest.raises(ValueError, match="shorter than the horizon"):
+        overlap_factor(6, 5)
 
 
 def test_with_blocks_of_one_the_standard_error_is_the_classic_one() -> None:

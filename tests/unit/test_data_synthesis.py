@@ -66,7 +66,13 @@ class Library:
 def many(count: int, **changes: Any) -> list[Experience]:
     return [
         replace(
-            Experience(f"t{i:03}", as_of=START + timedelta(days=i), matured_at=START + timedelta(days=i + 7)), **changes
+            Experience(
+                f"t{i:03}",
+                market_state={"indicators": {"rsi_14": float(i)}},
+                as_of=START + timedelta(days=i),
+                matured_at=START + timedelta(days=i + 7),
+            ),
+            **changes,
         )
         for i in range(count)
     ]

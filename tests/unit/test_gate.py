@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 
-from evaluation.gate import GateEvidence, GateSettings, GateVerdict, PairedDecision, evaluate_gate
+from evaluation.gate import (
+    Answered,
+    Criterion,
+    GateEvidence,
+    GateSettings,
+    GateVerdict,
+    PairedDecision,
+    evaluate_gate,
+)
 
 START = date(2014, 1, 2)
 QUICK = GateSettings(draws=400)
@@ -128,6 +138,13 @@ def test_the_verdict_is_json() -> None:
     assert values["settings"]["draws"] == 4000
     assert {"seed", "level", "return_margin", "min_validity", "min_grounding"} <= set(values["settings"])
     assert {"mean", "standard_error", "lower_bound", "minimum_detectable_edge"} <= set(values["reward"])
+    assert values["overlap_factor"] == pytest.approx(1.0426, abs=1e-4)
+    criteria = {item["name"]: item for item in values["criteria"]}
+    assert criteria["validity"] == {
+        "name": "validity", "met": True, "figures": {"share": 1.0, "floor": 0.9},
+        "text": "The share of valid outputs is 100.0%, at or above the floor of 90%.",
+    }  # fmt: skip
+    assert len(criteria) == 12
 
 
 @pytest.mark.parametrize(("sessions", "symbols", "lack"), [(59, 4, "59 sessions"), (65, 3, "195 paired decisions")])
@@ -157,6 +174,11 @@ def test_no_evidence_at_all_is_insufficient() -> None:
 def test_generated_data_may_declare_its_sessions_independent() -> None:
     verdict = evaluate_gate(clear_edge(60), GateSettings(independent_sessions=True))
     assert (verdict.block, verdict.verdict) == (1, "promote")
+
+
+def criterion(verdict: GateVerdict, name: str) -> Criterion:
+    (found,) = (item for item in verdict.criteria if item.name == name)
+    return found
 
 
 def rejected_for(verdict: GateVerdict, words: str) -> bool:
@@ -218,7 +240,7 @@ def test_many_symbols_a_day_count_as_one_session() -> None:
     assert one.reward.standard_error == pytest.approx(alone.reward.standard_error)
 
 
-def test_regimes_are_reported_and_do_not_decide() -> None:
+def test_regimes_are_reported_and_those_with_too_few_sessions_are_not_judged() -> None:
     verdict = evaluate_gate(clear_edge(regimes=["bull_market"] * 100 + ["crash"] * 60))
     assert [(f.regime, f.decisions, f.sessions) for f in verdict.by_regime] == [
         ("bull_market", 400, 100),
@@ -226,7 +248,37 @@ def test_regimes_are_reported_and_do_not_decide() -> None:
     ]
     short = evaluate_gate(clear_edge(regimes=["bull_market"] * 120 + ["crash"] * 40))
     assert short.by_regime[1].lower_bound is None
-    assert short.verdict == verdict.verdict
+    assert short.verdict == verdict.verdict == "promote"
+    found = criterion(short, "regimes")
+    assert (found.met, found.figures["judged"], found.figures["not_judged"]) == (True, ["bull_market"], ["crash"])
+    assert "Too few sessions to be judged: crash (40 sessions)" in found.text
+    assert criterion(evaluate_gate(clear_edge()), "regimes").met is None
+
+
+def in_two_regimes(rng: np.random.Generator, first: float, second: float, sessions: int = 240) -> GateEvidence:
+    """Edges in two regimes that take turns every ten sessions; symbols move on their own."""
+    crash = np.arange(sessions) // 10 % 2 == 1
+    edge = np.where(crash, second, first)[:, None]
+    champion, challenger = returns_of(rng, sessions), returns_of(rng, sessions) + edge
+    return evidence_of(champion, challenger, regimes=["crash" if bad else "bull_market" for bad in crash])
+
+
+def test_a_challenger_that_buys_one_regime_with_losses_in_another_is_rejected() -> None:
+    verdict = evaluate_gate(in_two_regimes(np.random.default_rng(12), 0.02, -0.01))
+    assert verdict.reward is not None
+    assert verdict.reward.lower_bound > 0
+    assert criterion(verdict, "regimes").figures["worse"] == ["crash"]
+    assert "inferior in a regime by more than 0.05" in " ".join(verdict.reasons)
+
+
+def test_a_regime_without_any_edge_does_not_stop_a_challenger_more_often_than_the_level_says() -> None:
+    rng, trials = np.random.default_rng(13), 150
+    stopped = sum(
+        criterion(evaluate_gate(in_two_regimes(rng, 0.01, -0.001), QUICK), "regimes").met is False
+        for _ in range(trials)
+    )
+    # a true loss at the margin (.001 is .05 of reward here) in one of two judged regimes: half of 2 %
+    assert stopped <= at_most(trials, 0.01)
 
 
 def test_doubled_or_infinite_records_are_refused() -> None:
@@ -237,7 +289,124 @@ def test_doubled_or_infinite_records_are_refused() -> None:
         GateEvidence((dataclasses.replace(one, challenger_reward=float("nan")),))
 
 
-@pytest.mark.parametrize("field", ["level", "return_margin", "min_validity", "draws"])
+SIDES = ("buy", "hold", "sell")
+
+
+def answering(
+    champion: Callable[[int], Answered], challenger: Callable[[int], Answered], states: int = 640
+) -> GateVerdict:
+    """Give a clear edge to a challenger that answers so in each of its different states."""
+    decisions = tuple(
+        dataclasses.replace(
+            item,
+            state=f"state {number % states}",
+            champion_answer=champion(number % states),
+            challenger_answer=challenger(number % states),
+        )
+        for number, item in enumerate(clear_edge().decisions)
+    )
+    return evaluate_gate(GateEvidence(decisions))
+
+
+def varied(number: int, **changes: Any) -> Answered:
+    """What a policy that reads its state says: all sides, several confidences, and citations that differ."""
+    values = {"cited": f"rsi:{number % 20}", "truthful": f"rsi:{number % 20}", "fatal": frozenset[str](), **changes}
+    return Answered(SIDES[number % 3], 0.5 + 0.1 * (number % 4), **values)
+
+
+def test_a_policy_that_reads_its_state_passes_every_criterion_on_answers() -> None:
+    verdict = answering(varied, varied)
+    assert verdict.verdict == "promote"
+    assert [item.met for item in verdict.criteria].count(True) == 11  # no regimes here
+
+
+def test_one_new_fatal_error_is_enough_and_an_old_one_is_not() -> None:
+    def broken(number: int) -> Answered:
+        return varied(number, fatal=frozenset({"hallucination"}) if number == 5 else frozenset())
+
+    assert answering(broken, broken).promoted
+    assert answering(broken, varied).promoted
+    assert rejected_for(answering(varied, broken), "fatal errors that the champion did not make: hallucination in 1")
+
+
+def test_a_fatal_error_elsewhere_is_new_even_where_the_champion_has_more() -> None:
+    def often(number: int) -> Answered:
+        return varied(number, fatal=frozenset({"hallucination"}) if number < 50 else frozenset())
+
+    def once(number: int) -> Answered:
+        return varied(number, fatal=frozenset({"hallucination"}) if number == 60 else frozenset())
+
+    verdict = answering(often, once)
+    assert rejected_for(verdict, "hallucination in 1; 1 of 640 outputs have any, 50 of the champion's")
+
+
+def test_outputs_that_cannot_be_rebuilt_are_said_to_be_unexamined() -> None:
+    verdict = answering(varied, lambda number: varied(number, fatal=None))
+    assert verdict.promoted
+    assert criterion(verdict, "fatal_errors").met is None
+
+
+def test_one_more_hit_of_the_guard_is_enough_in_any_family() -> None:
+    def hit(family: str, place: int) -> Callable[[int], Answered]:
+        return lambda number: varied(number, attacks=frozenset({family}) if number == place else frozenset())
+
+    assert answering(hit("buzzword_salad", 1), hit("buzzword_salad", 2)).promoted
+    swapped = answering(hit("buzzword_salad", 1), hit("instruction_injection", 1))
+    assert rejected_for(swapped, "more often (instruction_injection): in 1 of 640 outputs, 1 of the champion's")
+
+
+def test_an_answer_that_ignores_the_state_is_rejected_though_it_is_not_quite_constant() -> None:
+    def deaf(number: int) -> Answered:
+        return dataclasses.replace(varied(number), recommendation="sell" if number % 15 == 0 else "buy", confidence=0.7)
+
+    verdict = answering(varied, deaf)
+    assert rejected_for(verdict, "the answer hardly changes when the state does")
+    assert "69.8% of its sides paid: a base rate" in criterion(verdict, "same_confidence").text
+
+
+@pytest.mark.parametrize(("stated", "honest"), [(0.6, True), (0.8, True), (0.9, False), (0.4, False)])
+def test_one_confidence_is_honest_where_sides_pay_as_often_as_it_says(stated: float, honest: bool) -> None:
+    verdict = answering(varied, lambda number: dataclasses.replace(varied(number), confidence=stated))
+    assert criterion(verdict, "same_confidence").figures["sides_that_paid"] == pytest.approx(0.698, abs=1e-3)
+    assert (criterion(verdict, "same_confidence").met, verdict.promoted) == (honest, honest)
+
+
+def test_a_pupil_of_a_champion_with_one_confidence_may_know_one_as_well_but_not_one_side() -> None:
+    def even(number: int) -> Answered:
+        return dataclasses.replace(varied(number), confidence=0.7)
+
+    def constant(number: int) -> Answered:
+        return dataclasses.replace(varied(number), recommendation="buy")
+
+    assert answering(even, even).promoted
+    assert rejected_for(answering(constant, constant), "says buy on 100.0% of the different states")
+
+
+def test_repeated_phrases_are_told_from_citations_though_most_of_them_are_true() -> None:
+    def rare(number: int) -> str:
+        return f"articles:{number if number % 12 == 0 else 0}"
+
+    verdict = answering(varied, lambda number: varied(number, cited="articles:0", truthful=rare(number)))
+    assert verdict.grounding == 1.0  # nine in ten would be: the floor alone does not see it
+    assert rejected_for(verdict, "take 1 forms where the states' own words take 54")
+
+
+@pytest.mark.parametrize("states", [1, 7])
+def test_a_handful_of_states_says_nothing_about_how_answers_follow_them(states: int) -> None:
+    verdict = answering(varied, lambda number: dataclasses.replace(varied(0)), states)
+    assert verdict.promoted
+    assert all(criterion(verdict, name).met is None for name in ("same_side", "same_confidence", "response"))
+
+
+def test_equal_policies_whose_means_differ_by_rounding_alone_are_not_promoted() -> None:
+    champion = np.zeros((160, 4))
+    verdict = evaluate_gate(evidence_of(champion, champion + 1e-17))
+    assert rejected_for(verdict, "not shown to earn more reward")
+
+
+@pytest.mark.parametrize(
+    "field", ["level", "regime_level", "return_margin", "regime_margin", "min_validity", "min_variety", "draws"]
+)
 def test_impossible_settings_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         GateSettings(**{field: -1})

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from training.launcher import run_training_child, sft_command
-from utils.errors import TrainingFailed
+from training.launcher import BLOCKED, run_training_child, sft_command
+from utils.errors import TrainingBlocked, TrainingFailed
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,6 +107,11 @@ def test_a_child_that_succeeds_without_a_readable_result_has_failed(tmp_path: Pa
 def test_a_crash_is_told_with_the_last_words_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=r"exited with 1; its last words: .*ValueError: the data set is cursed"):
         run(tmp_path, "raise ValueError('the data set is cursed')")
+
+
+def test_a_child_that_lacks_what_it_needs_is_blocked_and_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(TrainingBlocked, match=r"lacks what it needs; its last words: no weights"):
+        run(tmp_path, f"import sys; sys.stderr.write('no weights'); sys.exit({BLOCKED})")
 
 
 def test_a_killed_child_is_told_by_its_signal(tmp_path: Path) -> None:
@@ -223,7 +228,7 @@ def test_the_child_does_not_outlive_a_daemon_that_is_killed(tmp_path: Path) -> N
         """,
     )
     daemon_source = (
-        "from pathlib import Path\nfrom training.launcher import run_training_child\n"
+        "from pathlib import Path\nfrom training.launcher import BLOCKED, run_training_child\n"
         f"run_training_child({child!r}, log_path=Path({str(tmp_path / 'log')!r}), timeout_s=100)\n"
     )
     daemon = subprocess.Popen([sys.executable, "-c", daemon_source], cwd=ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -68,6 +69,12 @@ def test_failures_double_the_pause_up_to_a_day(failures: int, hours: int) -> Non
     past = [run("failed", at(95))] * failures
     assert f"{failures} failed in a row" in ready(200, past, at(95) + timedelta(hours=hours, seconds=-1)).detail
     assert ready(200, past, at(95) + timedelta(hours=hours)).ready
+
+
+def test_a_blocked_run_pauses_like_a_failed_one_and_says_what_it_lacks() -> None:
+    blocked = replace(run("blocked", at(95)), error="2 GB of memory are wanted")
+    detail = ready(200, [blocked, run("failed", at(94))], at(95) + timedelta(hours=1)).detail
+    assert detail == "blocked: 2 GB of memory are wanted; next try 2014-04-06T23:00:00Z"
 
 
 def test_a_run_that_a_kill_cut_off_goes_on_without_waiting_for_its_trigger() -> None:

@@ -10,18 +10,15 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.policies.local.adapters import read_adapter
-from agents.policies.local.decisions import decision_schema, prompt_hash
-from agents.policies.local.decoding import generate
-from agents.policies.local.engine import Adapter, Question
-from agents.policies.local.model import LocalModel
+from agents.policies.local.decisions import prompt_hash
 from training.base_models import resolve_base_model
 from training.child.session import Session, is_main_process
 from training.child.training import BaseModel, same_base
+from training.examiner import Examiner
 from training.job import TrainingJob, TrainingResult
 from utils.artifacts import ArtifactCorrupt, verify, write_atomically
 from utils.errors import TrainingFailed
@@ -71,12 +68,13 @@ def run_job(job: TrainingJob, session: Session, train: Training, start: Path | N
         metrics = dict(sealed.meta["metrics"])
     if not is_main_process():
         return None
-    predictions = champion_predictions = None
+    examined: dict[str, Path] = {}
     if questions:
-        predictions = _examine(job, session, folder, adapter_dir, questions, "predictions.jsonl")
+        candidates = {"predictions": adapter_dir}
         champion = job.champion_adapter
         if champion is not None and same_base(champion, sha256, "the champion to examine"):
-            champion_predictions = _examine(job, session, folder, champion, questions, "champion_predictions.jsonl")
+            candidates["champion_predictions"] = champion
+        examined = _examined(job, session, base, candidates, questions)
     result = TrainingResult(
         job_id=job.job_id,
         base_model=job.base_model,
@@ -85,8 +83,8 @@ def run_job(job: TrainingJob, session: Session, train: Training, start: Path | N
         adapter_dir=adapter_dir,
         adapter_sha256=sealed.digest,
         prompt_sha256=prompt_hash(job.agent_type),
-        predictions=predictions,
-        champion_predictions=champion_predictions,
+        predictions=examined.get("predictions"),
+        champion_predictions=examined.get("champion_predictions"),
         metrics={**metrics, "total_wall_s": time.monotonic() - session.started},
     )
     write_atomically(job.output_dir / "result.json", result.model_dump_json(indent=1))
@@ -105,31 +103,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _examine(
-    job: TrainingJob, session: Session, base_dir: Path, adapter_dir: Path, questions: list[dict[str, Any]], name: str
-) -> Path:
-    """Let an adapter answer every held-out state, greedily, with the code that would serve it.
+def _examined(
+    job: TrainingJob, session: Session, base: BaseModel, adapters: Mapping[str, Path], questions: list[dict[str, Any]]
+) -> dict[str, Path]:
+    """Let adapters answer every held-out state; return by name the file of the answers.
 
     Where there is no answer, one that does not end in time say, the text is empty, which is no decision.
     """
-    schema = decision_schema(job.agent_type)
-    model = LocalModel(base_dir, "cpu" if job.hyper_parameters.use_cpu else "auto")
-    try:
-        version, shelf = adapter_dir.name, model.adapters
-        adapter = Adapter(adapter_dir, verify(adapter_dir).digest)
-        shelf.add(version, read_adapter(adapter, model.base_sha256, shelf.device, shelf.dtype, version))
-        answers = generate(
-            model,
-            [Question(tuple(question["messages"]), schema) for question in questions],
-            [version] * len(questions),
-            on_batch=lambda done, total: session.progress("evaluate", done, total),
-        )
-    finally:
-        model.close()
-    lines = (
-        canonical_json({"key": question["key"], "text": answer if isinstance(answer, str) else ""})
-        for question, answer in zip(questions, answers, strict=True)
-    )
-    predictions = job.output_dir / name
-    write_atomically(predictions, "".join(f"{line}\n" for line in lines))
-    return predictions
+    asked = [question["messages"] for question in questions]
+    files = {}
+    with Examiner(base.folder, "cpu" if job.hyper_parameters.use_cpu else "auto", base.sha256) as examiner:
+        for name, adapter in adapters.items():
+            answers = examiner.answers(
+                job.agent_type, asked, adapter, lambda done, total: session.progress("evaluate", done, total)
+            )
+            lines = (
+                canonical_json({"key": question["key"], "text": answer})
+                for question, answer in zip(questions, answers, strict=True)
+            )
+            files[name] = job.output_dir / f"{name}.jsonl"
+            write_atomically(files[name], "".join(f"{line}\n" for line in lines))
+    return files

@@ -19,9 +19,9 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from training.job import TrainingJob
-from training.launcher import die_with_parent
+from training.launcher import BLOCKED, die_with_parent
 from utils.artifacts import ArtifactCorrupt
-from utils.errors import ProviderError, TrainingFailed
+from utils.errors import ProviderError, TrainingBlocked, TrainingFailed
 from utils.logs import configure_logging, logger
 
 STOPPED = 143
@@ -86,6 +86,9 @@ def main(kind: type[J], run: Callable[[J, Session], object], arguments: Sequence
     except StopRequested:
         logger.info("stopped on request")
         return STOPPED
+    except TrainingBlocked as error:
+        logger.error("%s", error)
+        return BLOCKED
     except (TrainingFailed, ProviderError, ArtifactCorrupt) as error:
         logger.error("%s", error)
         return 1

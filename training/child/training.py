@@ -179,9 +179,11 @@ def fit(
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     session.check()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    losses = [entry["loss"] for entry in steps][-LOSS_WINDOW:]
+    losses = [entry["loss"] for entry in steps]
+    beginning, end = losses[:LOSS_WINDOW], losses[-LOSS_WINDOW:]
     metrics = {
-        "final_loss": sum(losses) / len(losses),
+        "first_loss": sum(beginning) / len(beginning),
+        "final_loss": sum(end) / len(end),
         "steps": trainer.state.global_step,
         "wall_s": time.monotonic() - started,
         "resumed_from_step": int(resumed.name.rpartition("-")[2]) if resumed else 0,

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_pipeline.data_synthesis import SavedDataset, save_dataset
+from data_pipeline.datasets import SavedDataset, save_dataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from training.job import TrainingJob
 from training.launcher import rl_command

@@ -1,4 +1,4 @@
-"""Fine-tunes one junior on what came true, and lets the gate decide whether the result serves.
+"""Fine-tunes one junior on what came true and on what should have been said instead, and lets the gate decide whether the result serves.
 
 Called by the learning loop when a trigger is ready, and by hand through `run_automated_sft_pipeline` or
 ``python -m training.sft``.
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from agents.policies.local.decisions import example_messages, stored_state
-from data_pipeline.data_synthesis import DataSynthesisModule, SavedDataset
+from data_pipeline.data_synthesis import Correction, DataSynthesisModule
+from data_pipeline.datasets import SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.findings import Finding
+from data_pipeline.library.trajectories import Trajectory
 from evaluation.error_taxonomy import ErrorSeverityClassifier, Severity
 from training.job import TrainingJob
 from training.launcher import sft_command
 from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import SFTPipelineConfig
+from training.sft.hindsight import corrections
 from training.sft.job import DEFAULT_CONFIG, SFTJob, load_hyper_parameters
 from utils.errors import TrainingFailed
 
@@ -49,12 +52,21 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
             render=example_messages,
             acceptable=_acceptable,
             readable=lambda row: stored_state(row.agent_inputs) is not None,
+            correct=self._corrections,
         )
         selection = synthesis.select(self.config.agent_type, market_regime, as_of=train_end)
         if not selection.chosen:
             faulty = f"; {selection.faulty} were left out for errors in them" if selection.faulty else ""
             raise TrainingFailed(f"there is no success to learn from in the training period{faulty}")
         return synthesis.save_sft_dataset(synthesis.examples(selection), self.config.data_dir / "datasets")
+
+    def _corrections(self, matured: Sequence[Trajectory]) -> Mapping[str, Correction]:
+        return corrections(
+            self.config.agent_type,
+            matured,
+            horizon_sessions=self.config.horizon_sessions,
+            round_trip_cost=2 * self.config.one_way_cost,
+        )
 
     def _job(self, common: Mapping[str, Any]) -> TrainingJob:
         base_model = self.config.base_model

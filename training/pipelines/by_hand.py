@@ -36,7 +36,7 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0 after a verdict, 1 if the training failed, 2 if the command cannot be carried out, 3 if it is not time to train,
-        130 after an interruption.
+        or error budget, disk or memory do not allow it, 130 after an interruption.
     """
     options = _options(kind, arguments)
     try:

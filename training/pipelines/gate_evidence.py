@@ -1,41 +1,51 @@
 """Pairs champion and challenger on the held-out decisions: same states, same outcomes, same reward rule.
 
-The judges have no part in it: realised outcome is the only ground truth of the gate.
+The judges have no part in it: realised outcome is the only ground truth of the gate. A row's stored reward, which may hold a
+judge's grade, is never read; rewards are computed anew from what came.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agents.policies.local.decisions import is_grounded, parse_decision
+from agents.policies.local.decisions import ParsedDecision, is_grounded, parse_decision, stored_state
+from agents.policies.local.states import state_values
 from data_pipeline.library.trajectories import Trajectory
-from evaluation.gate import GateEvidence, PairedDecision
+from evaluation.gate import Answered, GateEvidence, PairedDecision
 from judge.reward_calculator import RewardCalculator, TradingOutcome
 from training.executable import executable
+from training.pipelines.held_out_answers import HeldOutExaminer
+from utils.hashing import sha256_hex
 from utils.schema import direction
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A policy's opinion on one held-out decision; an invalid one earns what its counterpart earned."""
+    """A policy's opinion on one held-out decision; an invalid one earns what its counterpart earned.
+
+    `recommendation` is what would have been carried out, `stated` the decision as a model stated it, `text` all that it
+    wrote; both are None for what was served at the time, of which the row itself tells.
+    """
 
     recommendation: str
     confidence: float
     valid: bool = True
     grounded: bool = True
+    stated: ParsedDecision | None = None
+    text: str | None = None
 
 
-NO_CALL = Call("hold", 0.0, valid=False, grounded=False)
+NO_CALL = Call("hold", 0.0, valid=False, grounded=False, text="")
 
 
 def read_call(agent_type: str, state_text: str, answer: str) -> Call:
     """Return the opinion that a model's answer to a state holds, as it would have been carried out."""
     decision = parse_decision(answer)
     if decision is None:
-        return NO_CALL
+        return replace(NO_CALL, text=answer)
     taken = executable(agent_type, state_text, decision.recommendation, decision.confidence)
-    return Call(taken, decision.confidence, True, is_grounded(state_text, decision))
+    return Call(taken, decision.confidence, True, is_grounded(state_text, decision), decision, answer)
 
 
 def stored_call(row: Trajectory) -> Call:
@@ -63,7 +73,7 @@ def pair(
     round_trip_cost : float
         Fraction of the traded value; paid by a side, not by a hold.
     """
-    calculator = RewardCalculator(volatility_scaling=True)
+    calculator, examiner = RewardCalculator(volatility_scaling=True), HeldOutExaminer()
     decisions = []
     for row in rows:
         if row.as_of is None or row.actual_return is None:
@@ -83,9 +93,32 @@ def pair(
                 new.valid,
                 new.grounded,
                 row.market_regime,
+                sha256_hex(stored_state(row.agent_inputs) or row.trajectory_id),
+                _answered(examiner, row, old),
+                _answered(examiner, row, new),
             )
         )
     return GateEvidence(tuple(decisions), horizon_sessions)
+
+
+def _answered(examiner: HeldOutExaminer, row: Trajectory, call: Call) -> Answered:
+    """Return what can be said of an answer without its outcome; one that is no decision has texts and no errors."""
+    attacks = examiner.attacks(row, call.stated, call.text)
+    if not call.valid:
+        return Answered("hold", 0.0, fatal=frozenset(), attacks=attacks)
+    fatal = examiner.fatal(row, call.stated)
+    if call.stated is None:
+        return Answered(call.recommendation, call.confidence, fatal=fatal, attacks=attacks)
+    said = state_values(stored_state(row.agent_inputs) or "")
+    cited = sorted(call.stated.evidence.items())
+    return Answered(
+        call.stated.recommendation,
+        call.confidence,
+        " ".join(f"{name}:{word}" for name, word in cited),
+        " ".join(f"{name}:{said.get(name)}" for name, _ in cited),
+        fatal,
+        attacks,
+    )
 
 
 def _reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: int, cost: float) -> float:

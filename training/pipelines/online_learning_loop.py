@@ -15,7 +15,9 @@ from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library_access import open_library
-from training import training_runs
+from training import training_runs, version_retention
+from training.model_card import CardKeeper
+from training.model_expiry import ModelExpiry
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
@@ -88,6 +90,8 @@ class OnlineLearningLoop:
         self._library = library
         self._registry = ModelRegistry(library)
         self._pipelines = pipelines
+        self._expiry = ModelExpiry(library, {p.config.agent_type: p.config.max_model_age_days for p in pipelines})
+        self._cards = CardKeeper(library)
         for pipeline in pipelines:
             pipeline.on_progress = self._note_progress
         self._clock = clock
@@ -154,8 +158,9 @@ class OnlineLearningLoop:
         if self._last_check is not None and self._window(self._last_check) == window and self._last_check != at:
             return
         self._last_check = at
+        self._expiry.check(at)
         self._trials.align(again=True)
-        for pipeline in self._pipelines:
+        for pipeline in self._expiry.stale_first(self._pipelines, at):
             if self._stop.is_set():
                 return
             agent_type = pipeline.config.agent_type
@@ -171,6 +176,8 @@ class OnlineLearningLoop:
                 self.progress = None
                 self._trials.align()
                 self._refresh()
+                version_retention.tidy(self._library, pipeline.config.data_dir, pipeline.config.keep_rejected)
+        self._cards.refresh()
 
     def resume_after(self, instant: datetime) -> None:
         """Take a check's window as checked: that of the last instant but one of a run that is resumed.

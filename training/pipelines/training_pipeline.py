@@ -6,6 +6,7 @@ champion is untouched.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -14,25 +15,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from agents.policies.local.decisions import prompt_messages, stored_state
 from agents.policies.local.states import LANGUAGE
-from data_pipeline.data_synthesis import SavedDataset
+from data_pipeline.datasets import SavedDataset
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import Trajectory
 from data_pipeline.library_access import open_library
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
-from training import training_runs
+from training import error_budget, model_card, training_runs
+from training.code_version import code_version
 from training.job import TrainingJob, TrainingResult
 from training.launcher import ChildResult, run_training_child
+from training.model_expiry import StaleModels
 from training.model_registry import ModelRegistry, ModelVersion, version_name
-from training.pipelines import gate_evidence
+from training.pipelines import gate_evidence, preconditions
 from training.pipelines.conclusion import conclude
 from training.pipelines.gate_evidence import Call
 from training.pipelines.trigger import PipelineConfig, Readiness, assess
 from utils.clock import Clock, WallClock, isoformat
-from utils.errors import LibraryConflict, TrainingFailed
+from utils.errors import LibraryConflict, TrainingBlocked, TrainingFailed
 from utils.ids import derived_uuid, uuid7
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -72,6 +75,7 @@ class TrainingPipeline(ABC, Generic[C]):
         self._owned = library is None
         self._library = library or open_library(OrchestratorConfig(data_dir=self.config.data_dir))
         self._registry = ModelRegistry(self._library)
+        self._stale = StaleModels(self._library)
         self._clock: Clock = clock or WallClock()
         self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._telemetry = telemetry
@@ -109,17 +113,20 @@ class TrainingPipeline(ABC, Generic[C]):
         agent_type = self.config.agent_type
         with self._library.connection() as connection, connection.cursor() as cursor:
             past = training_runs.of_run(cursor, self._library.run_id, agent_type, self.kind)
+            spent = error_budget.spendings(cursor, self._library.run_id, agent_type)
         for run in past:
             if run.state == "running" and run.started_at != at:
                 self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
-        return assess(
-            self.config,
+        stale = self._stale.is_stale(agent_type, self.config.max_model_age_days, at)
+        ready = assess(
+            dataclasses.replace(self.config, min_new_trajectories=1) if stale else self.config,
             past,
             # what no data set can hold must not count, or the trigger would fire for ever
             lambda: self._library.tally_by_session(agent_type, as_of=at, state_language=LANGUAGE),
             at,
             force=force,
         )
+        return preconditions.check(ready, self.config, spent, at)
 
     def run_pipeline(
         self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None
@@ -142,16 +149,22 @@ class TrainingPipeline(ABC, Generic[C]):
         """
         at = at or self._clock.now()
         ready = self.readiness(at, force=force_retrain)
-        if not ready.ready or ready.split is None:
-            return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
-        started = time.monotonic()
         identity = self._identity(at)
+        if not ready.ready or ready.split is None:
+            recorded = ready.blocked is not None and not self.config.derived_ids
+            if recorded:
+                self._record_failure(identity, at, str(ready.blocked), "blocked")
+            run_id = str(identity) if recorded else None
+            return {"run_id": run_id, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
+        started = time.monotonic()
         steps: list[str] = []
         ending: dict[str, Any]
         try:
             verdict = self._train(identity, at, ready, market_regime, steps)
         except TrainingFailed as error:
-            self._record_failure(identity, at, str(error))
+            self._record_failure(
+                identity, at, str(error), "blocked" if isinstance(error, TrainingBlocked) else "failed"
+            )
             verdict, ending = None, {"error": str(error)}
         else:
             skipped = {"skipped": "stopped; the run goes on at the next start"}
@@ -193,9 +206,13 @@ class TrainingPipeline(ABC, Generic[C]):
             return None
         steps.append("train")
         result = TrainingResult.model_validate(child.result)
-        verdict = self._gate(holdout, result)
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            alpha = error_budget.reserve(
+                cursor, identity, self._library.run_id, self.config.agent_type, self.config.error_budget_per_year, at
+            )
+        verdict = self._gate(holdout, result, 1 - alpha)
         steps.append("gate")
-        self._conclude(identity, at, dataset, result, verdict)
+        self._conclude(identity, at, dataset, result, verdict, alpha)
         steps.append("registry")
         return verdict
 
@@ -240,7 +257,7 @@ class TrainingPipeline(ABC, Generic[C]):
         train_end, agent_type = ready.split.train_end, self.config.agent_type
         trigger = {
             f"new_{self.config.counted.replace(' ', '_')}": ready.new_calls,
-            "needed": self.config.min_new_trajectories,
+            "needed": ready.needed,
             "at": isoformat(at),
         }
         span = (
@@ -260,7 +277,12 @@ class TrainingPipeline(ABC, Generic[C]):
                 raise TrainingFailed(str(error)) from None
             training_runs.start(
                 cursor, identity, self._library.run_id, agent_type, self.kind, trigger=trigger,
-                config={**job.model_dump(mode="json"), "algorithm": job.algorithm},
+                config={
+                    **job.model_dump(mode="json"),
+                    "algorithm": job.algorithm,
+                    "code_version": code_version(),
+                    "parent_version": self._registry.version_at(cursor, job.starts_from),
+                },
                 data_cutoff=train_end, dataset_id=dataset.dataset_id, started_at=at,
             )  # fmt: skip
 
@@ -282,7 +304,7 @@ class TrainingPipeline(ABC, Generic[C]):
             self._telemetry.gauge("training_reward", float(event["reward"]), agent_type=agent_type)
         self.on_progress(event)
 
-    def _gate(self, holdout: Sequence[Trajectory], result: TrainingResult) -> GateVerdict:
+    def _gate(self, holdout: Sequence[Trajectory], result: TrainingResult, level: float) -> GateVerdict:
         """Compare what served in the held-out period with what the candidate answers to the same states."""
         if result.champion_predictions is not None:
             champion = self._calls(holdout, result.champion_predictions)
@@ -298,6 +320,7 @@ class TrainingPipeline(ABC, Generic[C]):
         settings = GateSettings(
             min_sessions=self.config.holdout_sessions,
             min_decisions=self.config.holdout_decisions,
+            level=level,
             seed=self.config.seed,
         )
         return evaluate_gate(evidence, settings)
@@ -310,7 +333,13 @@ class TrainingPipeline(ABC, Generic[C]):
         return {a["key"]: gate_evidence.read_call(self.config.agent_type, texts[a["key"]], a["text"]) for a in answers}
 
     def _conclude(
-        self, identity: uuid.UUID, at: datetime, dataset: SavedDataset, result: TrainingResult, verdict: GateVerdict
+        self,
+        identity: uuid.UUID,
+        at: datetime,
+        dataset: SavedDataset,
+        result: TrainingResult,
+        verdict: GateVerdict,
+        alpha: float,
     ) -> None:
         """Write version, verdict, moves of the aliases and the run's end in one transaction."""
         agent_type = self.config.agent_type
@@ -320,6 +349,7 @@ class TrainingPipeline(ABC, Generic[C]):
             result.base_dir, None, "trained",
         )  # fmt: skip
         metrics = {**result.metrics, "examples": dataset.rows, "version": name, "verdict": verdict.verdict}
+        metrics |= error_budget.settled(alpha, verdict.verdict)
         with self._library.connection() as connection, connection.cursor() as cursor:
             training_runs.end(cursor, identity, "completed", at, metrics=metrics, checkpoint=str(result.adapter_dir))
             state = conclude(self._registry, cursor, model, verdict, at, shadow_stage=self.config.shadow_stage)
@@ -328,12 +358,16 @@ class TrainingPipeline(ABC, Generic[C]):
         if counter is not None:  # what becomes of a challenger is counted at the end of its trial
             self._telemetry.count(counter, agent_type=agent_type)
         logger.info("the gate on %s: %s. %s", name, verdict.verdict, " ".join(verdict.reasons))
+        model_card.write(self._library, name)
 
-    def _record_failure(self, identity: uuid.UUID, at: datetime, error: str) -> None:
+    def _record_failure(
+        self, identity: uuid.UUID, at: datetime, error: str, state: Literal["failed", "blocked"] = "failed"
+    ) -> None:
         agent_type = self.config.agent_type
-        logger.error("training of the %s agent (%s) failed: %s", agent_type, self.kind, error)
+        outcome = "is blocked" if state == "blocked" else "failed"
+        logger.error("training of the %s agent (%s) %s: %s", agent_type, self.kind, outcome, error)
         self._telemetry.count("training_runs_total", agent_type=agent_type, training_type=self.kind)
         with self._library.connection() as connection, connection.cursor() as cursor:
             training_runs.record_failure(
-                cursor, identity, self._library.run_id, agent_type, self.kind, at, error[:2000]
+                cursor, identity, self._library.run_id, agent_type, self.kind, at, error[:2000], state
             )

@@ -44,6 +44,8 @@ class PipelineConfig:
         Whether a version that the gate has passed proves itself in shadow before it serves.
     derived_ids : bool
         In a replay identities follow from the run and the content; elsewhere they are time-ordered.
+    error_budget_per_year, disk_budget_gb, free_memory_gb, max_model_age_days, keep_rejected
+        Of section `learning` of the configuration.
     """
 
     kind: ClassVar[str]
@@ -65,6 +67,11 @@ class PipelineConfig:
     hyper_parameters: Path | None = None
     shadow_stage: bool = True
     derived_ids: bool = False
+    error_budget_per_year: float = 0.05
+    disk_budget_gb: float = 20.0
+    free_memory_gb: float = 2.0
+    max_model_age_days: float | None = 365.0
+    keep_rejected: int = 10
 
     @staticmethod
     def count(tally: SessionTally) -> int:
@@ -90,6 +97,7 @@ class SFTPipelineConfig(PipelineConfig):
         return cls(
             min_new_trajectories=config.sft_min_trajectories,
             retrain_interval_hours=config.sft_retrain_interval_hours,
+            hyper_parameters=config.learning.sft_config,
             **_shared(config, agent_type, derived_ids),
         )
 
@@ -116,6 +124,7 @@ class RLPipelineConfig(PipelineConfig):
         return cls(
             min_new_trajectories=config.rl_min_trajectories,
             retrain_interval_hours=config.rl_retrain_interval_hours,
+            hyper_parameters=config.learning.rl_config,
             **_shared(config, agent_type, derived_ids),
         )
 
@@ -134,17 +143,35 @@ def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> d
         "seed": config.random_state,
         "shadow_stage": config.learning.shadow_stage,
         "derived_ids": derived_ids,
+        "error_budget_per_year": config.learning.error_budget_per_year,
+        "disk_budget_gb": config.learning.disk_budget_gb,
+        "free_memory_gb": config.learning.free_memory_gb,
+        "max_model_age_days": config.learning.max_model_age_days,
+        "keep_rejected": config.learning.keep_rejected,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a training may start, and in words what it waits for."""
+    """Whether a training may start, and in words what it waits for.
+
+    Attributes
+    ----------
+    resumes : bool
+        One that a kill cut off goes on.
+    blocked : str, optional
+        What the machine lacks for it, in words.
+    needed : int
+        How many new calls were asked for.
+    """
 
     ready: bool
     new_calls: int
     detail: str
     split: Split | None = None
+    resumes: bool = False
+    blocked: str | None = None
+    needed: int = 0
 
 
 def assess(
@@ -170,7 +197,7 @@ def assess(
         tallies = tally()
         split = _split(config, tallies)
         usable = usable_calls(tallies, split, None, config.count)
-        return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split)
+        return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split, resumes=True)
     last = next((run for run in past if run.state == "completed"), None)
     if not force and (wait := _must_wait(config, past, last, at)):
         return Readiness(False, 0, wait)
@@ -186,10 +213,12 @@ def assess(
         there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
         return Readiness(False, new, f"{wanted}; {there}")
     usable = usable_calls(tallies, split, since, config.count)
-    if usable < (1 if force else config.min_new_trajectories):
+    needed = 1 if force else config.min_new_trajectories
+    if usable < needed:
         detail = f"{usable} of {config.min_new_trajectories} new {config.counted} before the held-out period"
         return Readiness(False, usable, detail)
-    return Readiness(True, usable, f"{usable} new {config.counted}, {split.holdout_sessions} sessions held out", split)
+    detail = f"{usable} new {config.counted}, {split.holdout_sessions} sessions held out"
+    return Readiness(True, usable, detail, split, needed=needed)
 
 
 def _split(config: PipelineConfig, tallies: Sequence[SessionTally]) -> Split:
@@ -210,7 +239,8 @@ def _must_wait(
         failures += run.state in ("failed", "blocked")
     if failures:
         pause = min(FIRST_RETRY * 2 ** (failures - 1), LONGEST_RETRY)
-        ended = next(run.ended_at for run in past if run.state in ("failed", "blocked"))
-        if ended is not None and at - ended < pause:
-            return f"{failures} failed in a row; next try {isoformat(ended + pause)}"
+        newest = next(run for run in past if run.state in ("failed", "blocked"))
+        if newest.ended_at is not None and at - newest.ended_at < pause:
+            why = f"blocked: {newest.error}" if newest.state == "blocked" else f"{failures} failed in a row"
+            return f"{why}; next try {isoformat(newest.ended_at + pause)}"
     return None

@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from judge.reward_calculator import RETURN_CLAMP, ordinary_move
 from training.job import CONFIG, Count, Frozen, HyperParameters, Positive, TrainingJob, read_hyper_parameters
+from training.similar_states import NEIGHBOURS
 from utils.settings import BUILTIN_TINY
 
 GRPO_CONFIG = CONFIG / "rl" / "grpo_config.yaml"
@@ -57,6 +59,7 @@ class RLHyperParameters(HyperParameters):
     batch_size: Count = 64
     max_completion_length: Count = 96
     temperature: Positive = 1.0
+    neighbours: Count = NEIGHBOURS
     reward_weights: RewardWeights = RewardWeights()
 
     @model_validator(mode="after")
@@ -95,6 +98,14 @@ class Outcome(Frozen):
     round_trip_cost: NonNegative = 0.0
     base_rates: tuple[Probability, Probability, Probability] = (0.5, 0.5, 0.5)
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def move(self) -> float:
+        """The return against the market in ordinary moves of the instrument over the horizon, clamped as rewards are."""
+        move = (self.actual_return - self.benchmark_return) / ordinary_move(
+            self.volatility or None, self.horizon_sessions
+        )
+        return max(-RETURN_CLAMP, min(RETURN_CLAMP, move))
 
 
 class RLExample(Frozen):
@@ -141,6 +152,11 @@ class RLJob(TrainingJob):
             f"PPO's clipped surrogate: {passes} passes over each batch by GRPOTrainer, advantages against the mean of the "
             "group in place of a critic, KL to the start"
         )
+
+    @property
+    def starts_from(self) -> Path | None:
+        """The adapter that training begins with."""
+        return self.start_adapter
 
 
 def load_rl_hyper_parameters(base_model: str, path: Path = GRPO_CONFIG) -> RLHyperParameters:

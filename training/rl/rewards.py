@@ -7,8 +7,9 @@ decision or it is nothing: no part of it is guessed, and no judge is asked, sinc
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class CounterfactualReward:
     """Scores decisions on the outcomes of their rows.
 
     decision: the return part of `RewardCalculator` for the side that would have been carried out: side times the
-    market-relative return, net of costs, in ordinary moves of the instrument, clamped; divided by the clamp.
+    market-relative return, net of costs, in ordinary moves of the instrument; divided by `scale` and clamped to -1..1.
 
     calibration: its confidence part, the skill of the stated confidence over the base rate of that side (Brier); divided
     by its span.
@@ -77,14 +78,28 @@ class CounterfactualReward:
     agent_type : str
     examples : sequence of RLExample
     weights : RewardWeights
+    outcomes : mapping of int to sequence of Outcome, optional
+        By example, what it is rewarded by in place of its own outcomes; see `training.rl.neighbours`.
+    scale : float
+        What a decision's return is measured by, in ordinary moves; see `decision_scale`.
     """
 
     __name__ = "reward"
 
-    def __init__(self, agent_type: str, examples: Sequence[RLExample], weights: RewardWeights) -> None:
+    def __init__(
+        self,
+        agent_type: str,
+        examples: Sequence[RLExample],
+        weights: RewardWeights,
+        outcomes: Mapping[int, Sequence[Outcome]] | None = None,
+        scale: float = RETURN_CLAMP,
+    ) -> None:
         self._agent_type = agent_type
         self._examples = examples
         self._weights = weights
+        self._outcomes = outcomes or {}
+        self._scale = scale
+        self._known: dict[tuple[int, str], Score] = {}
         self._calculator = RewardCalculator(volatility_scaling=True)
         self.floor = INVALID * math.fsum(getattr(weights, name) for name in COMPONENTS)
 
@@ -97,15 +112,20 @@ class CounterfactualReward:
     ) -> list[float]:
         """Return the rewards of a batch, as the trainer asks for them; `number` is the row of each completion."""
         scores = [
-            self.score(self._examples[row], completion[-1]["content"])
-            for row, completion in zip(number, completions, strict=True)
+            self._score_of(row, completion[-1]["content"]) for row, completion in zip(number, completions, strict=True)
         ]
         for name, value in batch_figures(scores).items():
             log_metric(name, value)
         return [score.total for score in scores]
 
-    def score(self, example: RLExample, text: str) -> Score:
-        """Return what an answer to an example's state is worth."""
+    def _score_of(self, row: int, text: str) -> Score:
+        """Return what an answer to a row is worth; the answers of a group are few, so each is looked at once."""
+        if (row, text) not in self._known:
+            self._known[row, text] = self.score(self._examples[row], text, self._outcomes.get(row))
+        return self._known[row, text]
+
+    def score(self, example: RLExample, text: str, outcomes: Sequence[Outcome] | None = None) -> Score:
+        """Return what an answer to an example's state is worth, by its own outcomes or by those given."""
         decision = parse_decision(text)
         if decision is None:
             return Score(INVALID, INVALID, INVALID, INVALID, self.floor, valid=False)
@@ -113,8 +133,11 @@ class CounterfactualReward:
         taken = executable(self._agent_type, state, decision.recommendation, decision.confidence)
         decided, risk, calibration = (
             math.fsum(values)
-            for values in zip(*(self._realised(taken, decision, outcome) for outcome in example.outcomes), strict=True)
+            for values in zip(
+                *(self._realised(taken, decision, outcome) for outcome in outcomes or example.outcomes), strict=True
+            )
         )
+        decided = min(max(decided / self._scale, -1.0), 1.0)
         errors = text_errors(self._agent_type, state, decision)
         reasoning = _graded(errors)
         total = math.fsum(
@@ -148,7 +171,17 @@ class CounterfactualReward:
             risk = -(exposure + _ramp(-found.return_reward, TAIL_START, TAIL_END)) / 2
         weight = outcome.weight
         calibration = found.confidence_reward / CALIBRATION_SPAN
-        return weight * found.return_reward / RETURN_CLAMP, weight * risk, weight * calibration
+        return weight * found.return_reward, weight * risk, weight * calibration
+
+
+def decision_scale(outcomes: Iterable[Sequence[Outcome]]) -> float:
+    """Return two standard deviations of what states lead to, in ordinary moves.
+
+    The more outcomes are pooled, the less they differ; without it the weight of a decision would shrink beside those of
+    the other parts, and training would polish answers that are wrong.
+    """
+    expected = [math.fsum(outcome.weight * outcome.move for outcome in of_one) for of_one in outcomes]
+    return 2 * statistics.pstdev(expected) or RETURN_CLAMP if expected else RETURN_CLAMP
 
 
 def text_errors(agent_type: str, state_text: str, decision: ParsedDecision) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from training.child.session import Session, main
 from training.child.training import LOSS_WINDOW, BaseModel, fit, load_base, lora, processes, reporter, trainer_arguments
 from training.job import TrainingResult
 from training.rl.job import COMPONENTS, RLExample, RLJob
-from training.rl.rewards import CounterfactualReward
+from training.rl.neighbours import pooled_outcomes
+from training.rl.rewards import CounterfactualReward, decision_scale
 from utils.errors import TrainingFailed
 
 SIGNAL = 1e-6
@@ -101,9 +102,12 @@ def _train(job: RLJob, session: Session, base: BaseModel, examples: list[RLExamp
         model = PeftModel.from_pretrained(model, str(base.start_adapter), is_trainable=True)
     order = training_order(len(examples), _prompts_needed(job), job.seed)
     prompts = [{"prompt": list(examples[number].messages), "number": number} for number in order]
+    outcomes = pooled_outcomes(job.agent_type, examples, order, hyper.neighbours)
     trainer = _signal_trainer()(
         model=model,
-        reward_funcs=CounterfactualReward(job.agent_type, examples, hyper.reward_weights),
+        reward_funcs=CounterfactualReward(
+            job.agent_type, examples, hyper.reward_weights, outcomes, decision_scale(outcomes.values())
+        ),
         args=config,
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,

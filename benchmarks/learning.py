@@ -1,0 +1,328 @@
+"""Does the learning loop find an edge that is there, and leave alone what has none: ``python -m benchmarks.learning``.
+
+Each seed is one whole run of the daemon on a generated market: rules decide, outcomes mature, models are trained, the gate
+and the shadow stage decide on them. What serves at the end is then compared with the base model on a market that neither has
+seen, by the known expected returns, so that no luck is in the comparison. These are mechanics, never performance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from agents.policies.base import PolicyRequest
+from agents.policies.local.decisions import parse_decision, prompt_messages
+from agents.policies.local.states import StateWriter
+from agents.policies.rules import RulesTechnical
+from data_pipeline.asof_store import AsOfStore
+from data_pipeline.feeds.simulated import SimulatedFeed
+from data_pipeline.library_access import open_library
+from data_pipeline.simulation.scenario import Regime, Scenario, generated_symbols
+from evaluation.bootstrap import Interval, lower_bound, mean_interval
+from training import training_runs
+from training.examiner import Examiner
+from training.model_registry import ModelRegistry, ModelVersion
+from utils.market_regime_detector import MarketRegimeDetector
+from utils.schema import direction
+from utils.schema.market import FloatArray
+from utils.settings import OrchestratorConfig
+
+AGENT = "technical"
+HORIZON = 3
+REGIMES = (
+    Regime(name="calm", volatility=0.025, mean_sessions=120.0, news_rate=0.75),
+    Regime(name="turbulent", volatility=0.035, mean_sessions=60.0, news_rate=1.5),
+)
+EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
+"""Planted for the technical agent alone: about as much as a direction that can be told in at most 60 % allows."""
+
+SYMBOLS, SESSIONS = 16, 540
+HOLDOUT_SESSIONS = 180
+FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
+"""Successes, and decisions, before the held-out period: fine-tuning comes first."""
+
+ROUND_TRIP_COST = 0.0016
+WARM_UP = 60
+FRESH_SESSIONS, FRESH_SEED = 240, 1_000_000
+"""Of the market on which before and after are compared; its seed lies that far from the run's."""
+
+LEVEL = 0.975
+BLOCK = 20
+LIMIT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one run of the daemon led to."""
+
+    seed: int
+    wall_s: float
+    trainings: tuple[tuple[str, str, str], ...]
+    """Kind, state, verdict; oldest first."""
+    moves: tuple[str, ...]
+    champion: ModelVersion | None
+    newest: ModelVersion | None
+
+
+@dataclass(frozen=True)
+class Market:
+    """Decisions to be taken on a market with known expected returns."""
+
+    sessions: tuple[int, ...]
+    states: tuple[str, ...]
+    rules: tuple[int, ...]
+    expected: FloatArray
+    scale: FloatArray
+
+
+def scenario_of(seed: int, *, edge: bool, sessions: int = SESSIONS) -> Scenario:
+    """Return the market of a seed; without an edge the planted part is there, and no signal says anything about it."""
+    return Scenario(
+        seed=seed,
+        symbols=generated_symbols(SYMBOLS),
+        sessions=sessions,
+        regimes=REGIMES,
+        horizon_sessions=HORIZON,
+        edges={AGENT: EDGE_BPS},
+        shuffled=not edge,
+    )
+
+
+def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
+    """Run the daemon once from an empty directory, as its users do, and read what its database says."""
+    data_dir, market, config = folder / "data", folder / "scenario.yaml", folder / "system.yaml"
+    market.write_text(yaml.safe_dump(scenario.model_dump(mode="json")), encoding="utf-8")
+    learning = {
+        "sft_agents": [AGENT],
+        "rl_agents": [AGENT],
+        "holdout_sessions": HOLDOUT_SESSIONS,
+    }
+    settings = {
+        "data_dir": str(data_dir),
+        "feed": "simulated",
+        "simulation": {"scenario": str(market)},
+        "decision": {"horizon": f"{HORIZON}d"},
+        "model_cache_dir": str(cache_dir),
+        "sft_min_trajectories": FIRST_TRAINING_AT,
+        "rl_min_trajectories": FIRST_RL_AT,
+        "learning": learning,
+    }
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [
+        sys.executable, "-m", "monitoring.production_orchestrator", "--config", str(config), "--exit_when_done",
+        "--metrics_port", "0",
+    ]  # fmt: skip
+    started = time.monotonic()
+    with (folder / "daemon.log").open("wb") as log:
+        ended = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    wall_s = time.monotonic() - started
+    if ended.returncode:
+        tail = (folder / "daemon.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise SystemExit(f"the daemon of seed {scenario.seed} ended with {ended.returncode}:\n{tail}")
+    return _read(config, scenario.seed, wall_s)
+
+
+def _read(config: Path, seed: int, wall_s: float) -> Loop:
+    library = open_library(OrchestratorConfig(config_path=config))
+    try:
+        with library.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT run_id FROM training_runs ORDER BY started_at DESC LIMIT 1")
+            row = cursor.fetchone()
+            if row is None:
+                return Loop(seed, wall_s, (), (), None, None)
+            found = training_runs.of_run(cursor, row[0])
+            cursor.execute(
+                "SELECT alias, new_version, as_of, reason FROM alias_events WHERE run_id = %s ORDER BY id", (row[0],)
+            )
+            moves = tuple(
+                f"{at:%Y-%m-%d} {alias} = {version or 'none'}: {reason}" for alias, version, at, reason in cursor
+            )
+            cursor.execute(
+                "SELECT version FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = 'champion'",
+                (row[0], AGENT),
+            )
+            champion = cursor.fetchone()
+            registry = ModelRegistry(library)
+            serving = registry.get(cursor, champion[0]) if champion else None
+        versions = registry.versions()
+    finally:
+        library.close()
+    trainings = tuple(
+        (run.kind, run.state, str((run.metrics or {}).get("verdict") or run.error)) for run in reversed(found)
+    )
+    return Loop(seed, wall_s, trainings, moves, serving, versions[0] if versions else None)
+
+
+def market_of(scenario: Scenario) -> Market:
+    """Return the states of the technical agent on every session and symbol of a market, and what they are worth."""
+    feed = SimulatedFeed(scenario)
+    store, detector, rules, writer = AsOfStore(feed.calendar), MarketRegimeDetector(), RulesTechnical(), StateWriter()
+    for update in feed.history():
+        store.add(update)
+    sessions: list[int] = []
+    states: list[str] = []
+    sides: list[int] = []
+    expected: list[float] = []
+    scale: list[float] = []
+    paths = feed.market.paths
+    volatility = [regime.volatility * math.sqrt(scenario.horizon_sessions) for regime in scenario.regimes]
+    for row, instant in enumerate(feed.instants()):
+        for update in instant.updates:
+            store.add(update)
+        if not WARM_UP <= row < scenario.sessions - scenario.horizon_sessions:
+            continue
+        view = store.as_of(instant.at)
+        requests = []
+        for symbol in feed.symbols:
+            snapshot = view.snapshot(symbol, instant.session)
+            requests.append(PolicyRequest(snapshot, detector.detect_regime(snapshot.inputs)))
+        worth = paths.expected[row] - paths.expected[row].mean()
+        for place, (request, facts) in enumerate(zip(requests, rules.decide_many(requests), strict=True)):
+            sessions.append(row)
+            states.append(writer.write(facts, request))
+            sides.append(direction(facts.recommendation))
+            expected.append(float(worth[place]))
+            scale.append(volatility[paths.regimes[row]])
+    return Market(tuple(sessions), tuple(states), tuple(sides), np.array(expected), np.array(scale))
+
+
+def rewards(market: Market, sides: Sequence[int]) -> FloatArray:
+    """Return the mean expected reward of each session, net of costs, in ordinary moves of the horizon."""
+    taken = np.array(sides, dtype=float)
+    each = (taken * market.expected - np.abs(taken) * ROUND_TRIP_COST) / market.scale
+    numbers = np.array(market.sessions)
+    return np.array([each[numbers == session].mean() for session in np.unique(numbers)])
+
+
+def sides_of(answers: Sequence[str]) -> list[int]:
+    """Return the sides of answers; what is no decision takes none."""
+    return [direction(decision.recommendation) if (decision := parse_decision(text)) else 0 for text in answers]
+
+
+def compared(market: Market, base_dir: Path, adapter: Path) -> tuple[FloatArray, FloatArray]:
+    """Return the rewards by session of the base model and of an adapter on it."""
+    asked = [prompt_messages(AGENT, state) for state in market.states]
+    with Examiner(base_dir, "cpu") as examiner:
+        before = rewards(market, sides_of(examiner.answers(AGENT, asked, None)))
+        after = rewards(market, sides_of(examiner.answers(AGENT, asked, adapter)))
+    return before, after
+
+
+def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
+    """Run a loop a seed on markets with an edge, and compare what serves in the end with the base model."""
+    oracle = scenario_of(seeds[0], edge=True).oracle()
+    print(
+        f"edge for the {AGENT} agent: the best possible policy is right in {oracle.accuracy.value:.1%} and earns a reward of "
+        f"{oracle.reward.value:+.4f} a decision, net"
+    )
+    figures: dict[str, Any] = {
+        "oracle_accuracy": oracle.accuracy.value,
+        "oracle_reward": oracle.reward.value,
+        "seeds": [],
+    }
+    for seed in seeds:
+        folder = _folder(keep, f"planted-{seed}")
+        loop = run_loop(folder, scenario_of(seed, edge=True), cache_dir)
+        _show_loop(loop)
+        if loop.champion is None:
+            print(f"seed {seed}: nothing was deployed")
+            figures["seeds"].append({"seed": seed, "wall_s": loop.wall_s, "deployed": None})
+            continue
+        market = market_of(scenario_of(seed + FRESH_SEED, edge=True, sessions=FRESH_SESSIONS))
+        before, after = compared(market, loop.champion.base_dir, loop.champion.path)
+        bound = lower_bound(after - before, BLOCK, LEVEL, 4000, 42)
+        rules = mean_interval(rewards(market, market.rules))
+        print(
+            f"seed {seed}: {len(market.states)} decisions on {len(before)} sessions; rules {_text(rules)}, base model "
+            f"{_text(mean_interval(before))}, {loop.champion.version} {_text(mean_interval(after))}; gain "
+            f"{bound.estimate:+.4f}, {LEVEL:.1%} lower bound {bound.low:+.4f}; run {loop.wall_s:.0f} s",
+            flush=True,
+        )
+        figures["seeds"].append(
+            {
+                "seed": seed,
+                "wall_s": loop.wall_s,
+                "deployed": loop.champion.version,
+                "decisions": len(market.states),
+                "before": float(before.mean()),
+                "after": float(after.mean()),
+                "gain": bound.estimate,
+                "lower_bound": bound.low,
+                "trainings": loop.trainings,
+            }
+        )
+    shown = sum(1 for one in figures["seeds"] if one.get("lower_bound", 0) > 0)
+    print(f"the gain is shown in {shown} of {len(seeds)} seeds")
+    return figures
+
+
+def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
+    """Run a loop a seed on markets without an edge, and count what is promoted all the same."""
+    verdicts: Counter[str] = Counter()
+    promoted: list[int] = []
+    for seed in seeds:
+        loop = run_loop(_folder(keep, f"no-edge-{seed}"), scenario_of(seed, edge=False), cache_dir)
+        _show_loop(loop)
+        verdicts.update(f"{kind}: {verdict}" for kind, _, verdict in loop.trainings)
+        if any(" champion = " in move and "none" not in move for move in loop.moves):
+            promoted.append(seed)
+    print(f"{len(promoted)} of {len(seeds)} loops put a model into service; {dict(verdicts)}")
+    return {"loops": len(seeds), "promotions": len(promoted), "seeds": promoted, "verdicts": dict(verdicts)}
+
+
+def _folder(keep: Path | None, name: str) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    folder = keep / name
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _show_loop(loop: Loop) -> None:
+    print(f"seed {loop.seed}: {loop.wall_s:.0f} s")
+    for kind, state, verdict in loop.trainings:
+        print(f"  {kind}: {state}, {verdict}")
+    for move in loop.moves:
+        print(f"  {move}")
+    sys.stdout.flush()
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def main() -> int:
+    """Run one of the studies."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("study", choices=("planted", "no_edge"))
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--cache_dir", type=Path, default=Path("var/models/base"), help="of the base model")
+    parser.add_argument("--keep", type=Path, help="folder that keeps each run's data directory and log")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    options = parser.parse_args()
+    study = planted if options.study == "planted" else no_edge
+    figures = study(options.seeds, options.cache_dir.resolve(), options.keep)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""The command line ``python -m training.model_registry``: list, show, promote and roll back trained models.
+
+For operators, also beside a running daemon: aliases are moved in one transaction each, and the daemon follows. Trains and
+judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import psycopg
+
+from data_pipeline.embedded_postgres import EmbeddedPostgres
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from data_pipeline.library import runs
+from data_pipeline.library.runs import Run
+from data_pipeline.library_access import open_library
+from training import model_card, training_runs
+from training.model_card_page import render_markdown
+from training.model_registry import Alias, ModelRegistry, ModelVersion
+from utils.artifacts import ArtifactCorrupt, verify
+from utils.clock import WallClock, isoformat
+from utils.errors import ConfigError, SystemFault, nearest
+from utils.ids import ADHOC_RUN
+from utils.logs import complain
+from utils.schema import AgentType
+from utils.settings import OrchestratorConfig
+
+FOLLOWS = "a daemon that runs follows at its next check of the learning loop, any other at its start"
+_SHOWN_RUN = 12  # digits of a run's id
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; the common options may stand before or after the command."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--config", dest="config_path", metavar="FILE", help="YAML file, by default config/system.yaml")
+    common.add_argument("--data_dir", type=Path, metavar="DIR", help="the daemon's data directory, with its database")
+    common.add_argument(
+        "--run", metavar="ID", help="whose aliases, the first digits suffice; by default of the newest run"
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m training.model_registry",
+        description="Trained models, how they were judged, and which of them serves.",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,show,promote,rollback}")
+
+    def add(name: str, words: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=words, description=words, parents=[common], allow_abbrev=False)
+
+    listing = add("list", "every version, newest first")
+    listing.add_argument("--agent", choices=get_args(AgentType), help="only versions of this agent")
+    add("show", "the card of a version").add_argument("version")
+    promote = add("promote", "let a version serve; the former champion becomes previous")
+    promote.add_argument("version")
+    rollback = add("rollback", "take a champion out of service; the previous version serves again, or the rules")
+    rollback.add_argument("rolled_back", metavar="AGENT", choices=get_args(AgentType))
+    for moving in (promote, rollback):
+        moving.add_argument("--reason", default="by hand", help="recorded with the move")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 2 a wrong setting or what cannot be, 3 no database."""
+    options = build_parser().parse_args(arguments)
+    given = {name: getattr(options, name) for name in ("config_path", "data_dir") if hasattr(options, name)}
+    try:
+        config = OrchestratorConfig(**given)
+        if config.uses_embedded_database and not EmbeddedPostgres(config.data_dir).cluster.is_dir():
+            raise ConfigError(f"data_dir: there is no database below {config.data_dir}; give the daemon's --data_dir")
+        library = open_library(config)
+        try:
+            with library.connection() as connection, connection.cursor() as cursor:
+                run = _run(cursor, getattr(options, "run", None))
+            library.run_id = run.run_id
+            sys.stdout.write(_answer(options, config, library, run))
+        finally:
+            library.close()
+    except ConfigError as error:
+        return complain(error, 2)
+    except SystemFault as error:
+        return complain(error, 3)
+    return 0
+
+
+def _answer(
+    options: argparse.Namespace, config: OrchestratorConfig, library: ExperienceLibraryPostgres, run: Run
+) -> str:
+    """Do what was asked and return what there is to say."""
+    if options.command == "list":
+        return _list(library, run, options.agent)
+    if options.command == "show":
+        return _show(library, options.version)
+    if options.command == "promote":
+        return _promote(config, library, run, options.version, options.reason)
+    return _roll_back(library, run, options.rolled_back, options.reason)
+
+
+def _run(cursor: psycopg.Cursor[Any], named: str | None) -> Run:
+    """Return the run that is meant: the named one, else the newest live one that is not finished, else the newest."""
+    if named is not None:
+        cursor.execute("SELECT run_id FROM runs WHERE starts_with(run_id, %s) ORDER BY run_id", (named,))
+        found = [row[0].strip() for row in cursor]
+        if len(found) != 1 and named not in found:
+            what = f"runs {', '.join(found)}; give more digits" if found else "no such run"
+            raise ConfigError(f"run: {named!r} names {what}")
+        run_id = named if named in found else found[0]
+    else:
+        cursor.execute(
+            "SELECT run_id FROM runs WHERE mode = 'live' AND finished_at IS NULL AND run_id <> %s "
+            "ORDER BY created_at DESC, run_id LIMIT 1",
+            (ADHOC_RUN,),
+        )
+        row = cursor.fetchone()
+        newest = runs.newest(cursor)
+        run_id = row[0].strip() if row else newest.run_id if newest else ADHOC_RUN
+    run = runs.get(cursor, run_id)
+    if run is None:
+        raise ConfigError("run: this database holds no run yet; start the daemon once")
+    return run
+
+
+def _list(library: ExperienceLibraryPostgres, run: Run, agent_type: str | None) -> str:
+    registry = ModelRegistry(library)
+    models = [model for model in registry.versions() if agent_type in (None, model.agent_type)]
+    with library.connection() as connection, connection.cursor() as cursor:
+        cutoffs = training_runs.data_cutoffs(cursor, [model.training_run_id for model in models])
+    held = _aliases(registry, {model.agent_type for model in models})
+    head = f"run {run.run_id[:_SHOWN_RUN]} ({run.mode}, begun {isoformat(run.started_at.replace(microsecond=0))})\n"
+    if not models:
+        return head + "no model has been trained yet\n"
+    rows = [("version", "agent", "state", "aliases", "verdict", "trained on data until", "files")]
+    for model in models:
+        cutoff = cutoffs.get(model.training_run_id)
+        rows.append(
+            (
+                model.version, model.agent_type, model.state, ", ".join(held.get(model.version, ())) or "-",
+                str((model.gate or {}).get("verdict", "none")), isoformat(cutoff) if cutoff else "-",
+                "there" if model_card.has_bytes(model) else "gone",
+            )
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return head + "\n".join(lines) + "\n"
+
+
+def _aliases(registry: ModelRegistry, agents: set[str]) -> dict[str, list[Alias]]:
+    """Return the aliases that each version holds in the run."""
+    held: dict[str, list[Alias]] = {}
+    for agent_type in sorted(agents):
+        for alias in get_args(Alias):
+            if (model := registry.holder(agent_type, alias)) is not None:
+                held.setdefault(model.version, []).append(alias)
+    return held
+
+
+def _show(library: ExperienceLibraryPostgres, version: str) -> str:
+    registry = ModelRegistry(library)
+    with library.connection() as connection, connection.cursor() as cursor:
+        card = model_card.read(cursor, registry, version)
+    if card is None:
+        raise _unknown(registry, version)
+    return render_markdown(card)
+
+
+def _promote(
+    config: OrchestratorConfig, library: ExperienceLibraryPostgres, run: Run, version: str, reason: str
+) -> str:
+    registry = ModelRegistry(library)
+    with library.connection() as connection, connection.cursor() as cursor:
+        # until the commit no retention takes the bytes away
+        cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (version,))
+        model = registry.get(cursor, version)
+        if model is None:
+            raise _unknown(registry, version)
+        former = registry.held(cursor, model.agent_type, "champion")
+        if former == version:
+            raise ConfigError(
+                f"{version} is the champion of {model.agent_type} in run {run.run_id[:_SHOWN_RUN]} already"
+            )
+        if not _same_base(model.base_model, config.learning.base_model):
+            raise ConfigError(
+                f"{version} lies on the base model {model.base_model!r}, and learning.base_model is "
+                f"{config.learning.base_model!r}; configure its own, or take another version"
+            )
+        if (damage := _damage(model)) is not None:
+            raise ConfigError(f"{version} cannot serve: {damage}; take another version, or train anew")
+        registry.promote(cursor, model, _present(cursor, run), reason)
+        cursor.execute(
+            "SELECT r.run_id, r.mode FROM training_runs t JOIN runs r USING (run_id) WHERE t.training_run_id = %s",
+            (model.training_run_id,),
+        )
+        origin, mode = cursor.fetchone() or (run.run_id, run.mode)
+    for name in filter(None, (version, former)):
+        model_card.write(library, name)
+    said = [
+        f"{version} is the champion of {model.agent_type} in run {run.run_id[:_SHOWN_RUN]} now; before: {former or 'the rules'}"
+    ]
+    if mode != run.mode:
+        said.append(f"note: it was trained in the {mode} run {origin.strip()[:_SHOWN_RUN]}, and this run is {run.mode}")
+    kind = config.policy_of(model.agent_type)
+    if kind not in ("auto", "local"):
+        said.append(f"note: the configuration lets {model.agent_type} be served by {kind}, so that no version serves")
+    return "\n".join([*said, FOLLOWS]) + "\n"
+
+
+def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, reason: str) -> str:
+    registry = ModelRegistry(library)
+    with library.connection() as connection, connection.cursor() as cursor:
+        fallen = registry.held(cursor, agent_type, "champion")
+        if fallen is None:
+            raise ConfigError(f"{agent_type} has no champion in run {run.run_id[:_SHOWN_RUN]}; the rules serve already")
+        previous = registry.held(cursor, agent_type, "previous")
+        cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (previous,))
+        heir = registry.get(cursor, previous) if previous else None
+        damage = _damage(heir) if heir is not None else None
+        heir = registry.withdraw(cursor, agent_type, _present(cursor, run), reason, to_previous=damage is None)
+    for name in filter(None, (fallen, previous)):
+        model_card.write(library, name)
+    said = [
+        f"{fallen} no longer serves {agent_type} in run {run.run_id[:_SHOWN_RUN]}; {heir.version if heir else 'the rules'} will"
+    ]
+    if damage is not None:
+        said.append(f"note: {previous} was previous and cannot serve: {damage}")
+    return "\n".join([*said, FOLLOWS]) + "\n"
+
+
+def _unknown(registry: ModelRegistry, version: str) -> ConfigError:
+    hint = nearest(version, [model.version for model in registry.versions()])
+    return ConfigError(f"there is no version {version!r}{hint or '; list shows what there is'}")
+
+
+def _damage(model: ModelVersion) -> str | None:
+    """Return why a version's bytes cannot be served, None where each is the recorded one."""
+    if not model_card.has_bytes(model):
+        return f"its adapter is no longer stored at {model.path}"
+    try:
+        verify(model.path, model.sha256)
+    except (ArtifactCorrupt, OSError) as error:
+        return str(error)
+    return None
+
+
+def _same_base(trained: str, configured: str) -> bool:
+    return trained == configured or (
+        Path(trained).exists() and Path(configured).exists() and Path(trained).resolve() == Path(configured).resolve()
+    )
+
+
+def _present(cursor: psycopg.Cursor[Any], run: Run) -> datetime:
+    """Return the instant of a run's Clock: now for a live one, else the last one that it has reached."""
+    now = WallClock().now()
+    if run.mode == "live":
+        return now
+    cursor.execute(
+        "SELECT greatest((SELECT max(as_of) FROM portfolio_events WHERE run_id = %(run)s), (SELECT max(started_at) FROM "
+        "training_runs WHERE run_id = %(run)s), (SELECT max(as_of) FROM alias_events WHERE run_id = %(run)s))",
+        {"run": run.run_id},
+    )
+    row = cursor.fetchone()
+    return row[0] if row and row[0] else now
