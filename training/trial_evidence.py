@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from data_pipeline.library.shadow_pairs import ShadowPair, Side
 from data_pipeline.library.trajectories import Trajectory
+from judge.reward_calculator import RewardCalculator
 from training.live_trial import SessionDifference
 from training.pipelines import gate_evidence
 from training.pipelines.gate_evidence import NO_CALL, Call
@@ -32,20 +32,23 @@ def session_differences(
     round_trip_cost : float
         Fraction of the traded value.
     """
+    calculator = RewardCalculator(volatility_scaling=True)
     for (matured_at, as_of), group in itertools.groupby(pairs, key=lambda pair: (pair.matured_at, pair.as_of)):
         chosen = [pair for pair in group if subject == "shadow" or not pair.shadow.abstained]
         if not chosen:
             continue
-        serving = {pair.trajectory_id: _call(pair.serving) for pair in chosen}
-        shadow = {pair.trajectory_id: _call(pair.shadow) for pair in chosen}
-        reference, tried = (serving, shadow) if subject == "shadow" else (shadow, serving)
-        decisions = gate_evidence.pair(
-            [_outcome(pair) for pair in chosen], reference, tried,
-            horizon_sessions=horizon_sessions, round_trip_cost=round_trip_cost,
-        ).decisions  # fmt: skip
-        total = math.fsum(d.challenger_reward - d.champion_reward for d in decisions)
-        valid = sum(d.challenger_valid for d in decisions)
-        yield SessionDifference(as_of.date(), matured_at, total / len(decisions), len(decisions), valid)
+        total, valid = 0.0, 0
+        for pair in chosen:
+            calls = _call(pair.serving), _call(pair.shadow)
+            reference, tried = calls if subject == "shadow" else calls[::-1]
+            row, valid = _outcome(pair), valid + tried.valid
+            tried = tried if tried.valid else reference
+            earned, instead = (
+                gate_evidence.reward(calculator, row, call, horizon_sessions, round_trip_cost)
+                for call in (tried, reference)
+            )
+            total += earned - instead
+        yield SessionDifference(as_of.date(), matured_at, total / len(chosen), len(chosen), valid)
 
 
 def _call(side: Side) -> Call:

@@ -207,3 +207,26 @@ def test_slow_answers_are_told_by_their_95th_percentile_and_only_from_a_hundred_
     assert too_slow([0.9] * 100) == pytest.approx(0.9)
     assert too_slow([0.1] * 96 + [5.0] * 4) is None
     assert too_slow([0.1] * 90 + [0.6] * 10) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("call", "other"), [("buy", "sell"), ("hold", "buy"), ("strong_sell", "hold"), ("buy", "buy")])
+def test_a_trial_and_the_gate_make_the_same_difference_of_the_same_calls(call: str, other: str) -> None:
+    from data_pipeline.library.shadow_pairs import ShadowPair, Side
+    from data_pipeline.library.trajectories import Trajectory
+    from training.pipelines.gate_evidence import Call, pair
+    from training.trial_evidence import session_differences
+
+    at = START
+    row = Trajectory(
+        trajectory_id="a", timestamp=at.timestamp(), as_of=at, symbol="AAPL", agent_type="technical",
+        market_state={"inputs": {"daily_volatility": 0.015}}, agent_inputs={}, reasoning="", confidence=0.7,
+        actual_return=0.02, benchmark_return=0.01, matured_at=at + timedelta(days=7),
+    )  # fmt: skip
+    calls = {"a": Call(other, 0.8)}, {"a": Call(call, 0.6)}
+    (decision,) = pair([row], *calls, horizon_sessions=5, round_trip_cost=0.0016).decisions
+    said = Side(other, 0.8, False), Side(call, 0.6, False)
+    found = ShadowPair("a", "AAPL", at, at + timedelta(days=7), 0.02, 0.01, 0.015, *said)
+    (of_shadow,) = session_differences([found], "shadow", horizon_sessions=5, round_trip_cost=0.0016)
+    (of_serving,) = session_differences([found], "serving", horizon_sessions=5, round_trip_cost=0.0016)
+    assert of_shadow.difference == decision.challenger_reward - decision.champion_reward
+    assert of_serving.difference == -of_shadow.difference

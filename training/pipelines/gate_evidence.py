@@ -86,8 +86,8 @@ def pair(
             PairedDecision(
                 row.as_of.date(),
                 row.symbol,
-                _reward(calculator, row, old, horizon_sessions, round_trip_cost),
-                _reward(calculator, row, served, horizon_sessions, round_trip_cost),
+                reward(calculator, row, old, horizon_sessions, round_trip_cost),
+                reward(calculator, row, served, horizon_sessions, round_trip_cost),
                 _net_return(row, old, round_trip_cost),
                 _net_return(row, served, round_trip_cost),
                 new.valid,
@@ -121,7 +121,8 @@ def _answered(examiner: HeldOutExaminer, row: Trajectory, call: Call) -> Answere
     )
 
 
-def _reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: int, cost: float) -> float:
+def reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: int, cost: float) -> float:
+    """Return what a call earns by the outcome of its decision alone; 0 for an invalid one."""
     if not call.valid:
         return 0.0
     volatility = float(row.market_state["inputs"]["daily_volatility"])
