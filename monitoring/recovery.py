@@ -111,6 +111,8 @@ def recover_tracker(
                 grouped.setdefault((row.as_of, row.symbol, row.decision_id), []).append(row)
         # a decision that can still settle has its horizon ahead of the last committed instant
         for (as_of, symbol, decision_id), rows in grouped.items():
+            if all(row.shadow for row in rows):  # imported without the opinions that they stand beside
+                continue
             tracker.track(_open_decision(decision_id, symbol, as_of, rows, _session(calendar, as_of)))
         tracker.graded(evaluations.scores(cursor, [row.trajectory_id for row in waiting]))
         for agent_type in agent_types:

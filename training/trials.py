@@ -134,7 +134,8 @@ class Trials:
                 continue
             self._serving.align(agent_type)
             events = self._registry.events(agent_type)
-            self._agents[agent_type] = self._known(agent_type, holders, events[-1] if events else None, known)
+            state = self._known(agent_type, holders, events[-1] if events else None, known)
+            self._agents = {**self._agents, agent_type: state}  # in one step: other threads read it
 
     def check(self, at: datetime) -> None:
         """Take in what has become known by an instant, and move the versions that it speaks for or against."""
