@@ -111,7 +111,7 @@ def test_an_export_as_parquet_keeps_numbers_lists_and_columns_that_the_first_row
 
 def test_what_fits_no_column_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     saved = saved_in(tmp_path, {"value": 1}, {"value": ["a", "list"]})
-    with pytest.raises(ConfigError, match="does not fit the columns of Parquet.*export it as jsonl"):
+    with pytest.raises(ConfigError, match=r"does not fit the columns of Parquet.*export it as jsonl"):
         export_dataset(saved.path, tmp_path / "out.parquet", "parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["datasets"]
 

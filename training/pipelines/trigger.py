@@ -156,7 +156,9 @@ def check_hyper_parameters(config: OrchestratorConfig) -> None:
         load_rl_hyper_parameters(learning.base_model, learning.rl_config or GRPO_CONFIG)
     except ConfigError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"learning.{setting}: {reason}; mend the file, or null for the one of this version") from None
+        raise ConfigError(
+            f"learning.{setting}: {reason}; mend it, name another file, or null for this version's own"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
