@@ -163,7 +163,8 @@ class DataSynthesisModule:
         Whether `render` can make a conversation of an experience; others are passed over.
     correct : callable, optional
         Returns, of an agent's matured experiences, by trajectory id what should have been recommended. With it, what was
-        wrong is learned corrected, and a success that its correction contradicts, luck by all that is known, is left out.
+        wrong is learned corrected, and a success that its correction contradicts, luck by all that is known, is left out;
+        asked only where a selection states `as_of`, the end of what may be known.
     """
 
     def __init__(
