@@ -45,8 +45,6 @@ from orchestration.retrieval import ExperienceMemory
 from orchestration.step_journal import StepJournal
 from training.local_models import LocalModels
 from training.pipelines.online_learning_loop import OnlineLearningLoop
-from training.rl.job import load_rl_hyper_parameters
-from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
 from utils.errors import ComponentStartError, ProviderError
 from utils.ids import ADHOC_RUN, run_identity
@@ -244,8 +242,6 @@ class ProductionOrchestrator:
             self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
-            load_hyper_parameters(config.learning.base_model)  # faults are found now, not at the first training
-            load_rl_hyper_parameters(config.learning.base_model)
             self._start_learning(library, coordinator, local_models, clock, feed)
         elif config.retention.enabled or not library.exact_search:
             self._start_learning_stage(library, lambda at: None, "experience_library")

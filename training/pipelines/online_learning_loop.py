@@ -22,7 +22,7 @@ from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
-from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
+from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig, check_hyper_parameters
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryUnavailable
 from utils.logs import logger
@@ -292,6 +292,7 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
         rl_retrain_interval_hours=config.rl_retrain_interval_hours,
         **({key: value for key, value in host.items() if value is not None} if config.db_host else {}),
     )
+    check_hyper_parameters(settings)
     library = open_library(settings)
     clock = WallClock()
     loop = OnlineLearningLoop(config, library, _pipelines(settings, library, clock), clock, owns_library=True)
