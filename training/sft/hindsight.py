@@ -1,6 +1,6 @@
 """Says in hindsight what should have been recommended on each state, by what came of the states most like it.
 
-The fine-tuning pipeline corrects examples by it. A side is right only where it earned more than its costs by at least half a
+The fine-tuning pipeline corrects examples by it. A side is right only where it earned more than its costs by at least one
 standard error; otherwise nothing was to be had, and the correction is to hold.
 """
 
@@ -17,7 +17,7 @@ from data_pipeline.library.trajectories import Trajectory
 from judge.reward_calculator import RETURN_CLAMP, RewardCalculator, TradingOutcome, ordinary_move
 from training.similar_states import NEIGHBOURS, nearest
 
-STANDARD_ERRORS = 0.5
+STANDARD_ERRORS = 1.0
 """By which the mean of its like must exceed the costs before a side is called right."""
 
 NEWEST = 20_000
