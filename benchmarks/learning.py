@@ -53,7 +53,7 @@ EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
 
 SYMBOLS, SESSIONS = 16, 540
 HOLDOUT_SESSIONS = 180
-FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
+FIRST_TRAINING_AT, FIRST_RL_AT = 1600, 4000
 """Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
 ROUND_TRIP_COST = 0.0016
