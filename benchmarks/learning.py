@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
 
 SYMBOLS, SESSIONS = 16, 540
 HOLDOUT_SESSIONS = 180
-FIRST_TRAINING_AT, FIRST_RL_AT = 2000, 4400
+FIRST_TRAINING_AT, FIRST_RL_AT = 1600, 4000
 """Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
 ROUND_TRIP_COST = 0.0016
@@ -66,6 +67,19 @@ LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
+class Move:
+    """An alias that was put on a version, or on none, and why."""
+
+    at: datetime
+    alias: str
+    version: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d} {self.alias} = {self.version or 'none'}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Loop:
     """What one run of the daemon led to."""
 
@@ -73,7 +87,7 @@ class Loop:
     wall_s: float
     trainings: tuple[tuple[str, str, str], ...]
     """Kind, state, verdict; oldest first."""
-    moves: tuple[str, ...]
+    moves: tuple[Move, ...]
     champion: ModelVersion | None
     newest: ModelVersion | None
 
@@ -151,9 +165,7 @@ def _read(config: Path, seed: int, wall_s: float) -> Loop:
             cursor.execute(
                 "SELECT alias, new_version, as_of, reason FROM alias_events WHERE run_id = %s ORDER BY id", (row[0],)
             )
-            moves = tuple(
-                f"{at:%Y-%m-%d} {alias} = {version or 'none'}: {reason}" for alias, version, at, reason in cursor
-            )
+            moves = tuple(Move(at, alias, version, reason) for alias, version, at, reason in cursor)
             cursor.execute(
                 "SELECT version FROM model_aliases WHERE run_id = %s AND agent_type = %s AND alias = 'champion'",
                 (row[0], AGENT),
@@ -281,10 +293,15 @@ def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
         loop = run_loop(_folder(keep, f"no-edge-{seed}"), scenario_of(seed, edge=False), cache_dir)
         _show_loop(loop)
         verdicts.update(f"{kind}: {verdict}" for kind, _, verdict in loop.trainings)
-        if any(" champion = " in move and "none" not in move for move in loop.moves):
+        if any(map(promotes, loop.moves)):
             promoted.append(seed)
     print(f"{len(promoted)} of {len(seeds)} loops put a model into service; {dict(verdicts)}")
     return {"loops": len(seeds), "promotions": len(promoted), "seeds": promoted, "verdicts": dict(verdicts)}
+
+
+def promotes(move: Move) -> bool:
+    """Return whether a move puts a version into service, whatever its reason says."""
+    return move.alias == "champion" and move.version is not None
 
 
 def _folder(keep: Path | None, name: str) -> Path:

@@ -111,7 +111,7 @@ class SFTExample:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The experiences that were picked, best first, and by which rule out of how many successes.
+    """The experiences that were picked, and by which rule out of how many successes.
 
     `faulty` successes were left out for what was found in them, `lucky` ones because what was like them says otherwise;
     `findings` holds, by trajectory, what was found in the chosen, `corrections` what is to be learned in place of what
@@ -125,6 +125,11 @@ class Selection:
     lucky: int = 0
     findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     corrections: Mapping[str, Correction] = field(default_factory=dict)
+
+    def learned(self, experience: Any) -> str:
+        """Return the recommendation that is learned of a chosen experience."""
+        correction = self.corrections.get(experience.trajectory_id)
+        return str(experience.recommendation if correction is None else correction.recommendation)
 
 
 def render_plainly(experience: Any) -> list[Message]:
@@ -158,7 +163,8 @@ class DataSynthesisModule:
         Whether `render` can make a conversation of an experience; others are passed over.
     correct : callable, optional
         Returns, of an agent's matured experiences, by trajectory id what should have been recommended. With it, what was
-        wrong is learned corrected, and a success that its correction contradicts, luck by all that is known, is left out.
+        wrong is learned corrected, and a success that its correction contradicts, luck by all that is known, is left out;
+        asked only where a selection states `as_of`, the end of what may be known.
     """
 
     def __init__(
@@ -263,6 +269,7 @@ class DataSynthesisModule:
             t
             for t in matured
             if not t.success
+            and t.recommendation
             and t.trajectory_id in due
             and not _agrees(t, due[t.trajectory_id])
             and (market_regime is None or t.market_regime == market_regime)
@@ -275,9 +282,14 @@ class DataSynthesisModule:
 
     def examples(self, selection: Selection) -> list[SFTExample]:
         """Render a selection in order of decision time, so that equal selections give equal bytes."""
+        made = self._rendered(selection)
+        self._examples += len(made)
+        return [example for _, example in made]
+
+    def _rendered(self, selection: Selection) -> list[tuple[Any, SFTExample]]:
+        """Return each experience of a selection with its example, in order of decision time."""
         ordered = sorted(selection.chosen, key=lambda t: (_instant(t.as_of), t.trajectory_id))
-        self._examples += len(ordered)
-        return [
+        examples = [
             SFTExample(
                 tuple(self._render(_as_corrected(t, selection.corrections.get(t.trajectory_id)))),
                 {
@@ -293,6 +305,7 @@ class DataSynthesisModule:
             )
             for t in ordered
         ]
+        return list(zip(ordered, examples, strict=True))
 
     def preference_pairs(self, selection: Selection) -> list[dict[str, Any]]:
         """Return the corrected examples in TRL's conversational preference format: prompt, chosen, rejected, metadata.
@@ -300,8 +313,7 @@ class DataSynthesisModule:
         Chosen is the correction, rejected what was said; where there are no corrections, there is no pair.
         """
         pairs = []
-        ordered = sorted(selection.chosen, key=lambda t: (_instant(t.as_of), t.trajectory_id))
-        for t, example in zip(ordered, self.examples(selection), strict=True):
+        for t, example in self._rendered(selection):
             if t.trajectory_id in selection.corrections:
                 *prompt, chosen = example.messages
                 pairs.append(
@@ -313,6 +325,20 @@ class DataSynthesisModule:
                     }
                 )
         return pairs
+
+    def save_preference_dataset(self, selection: Selection, directory: Path | str) -> SavedDataset:
+        """Write the pairs of a selection as an immutable data set.
+
+        Raises
+        ------
+        ValueError
+            If nothing was corrected, so that there is no pair.
+        """
+        saved = save_dataset(
+            self.preference_pairs(selection), directory, kind="pairwise", form="preference", rule=selection.rule
+        )
+        self._saved.append(saved)
+        return saved
 
     def synthesize_sft_dataset(
         self,
@@ -368,7 +394,7 @@ class DataSynthesisModule:
             "average_quality": (
                 sum(map(self.quality, last.chosen)) / len(last.chosen) if last and last.chosen else None
             ),
-            "by_recommendation": dict(Counter(t.recommendation for t in last.chosen)) if last else {},
+            "by_recommendation": dict(Counter(map(last.learned, last.chosen))) if last else {},
             "examples": self._examples,
             "datasets": [saved.dataset_id for saved in self._saved],
         }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.artifacts import write_atomically
+from utils.artifacts import write_atomically, written_aside
 from utils.errors import ConfigError, LibraryConflict, nearest
 from utils.hashing import canonical_json, file_sha256, sha256_hex
 
@@ -124,22 +124,35 @@ def list_datasets(directory: Path) -> list[ListedDataset]:
     found = []
     for manifest in sorted(directory.glob("*.json")):
         try:
-            stated = json.loads(manifest.read_text(encoding="utf-8"))
-            found.append(
-                ListedDataset(
-                    stated["dataset_id"],
-                    manifest.with_suffix(".jsonl"),
-                    stated["kind"],
-                    stated["format"],
-                    str(stated["agent_type"]),
-                    stated["rows"],
-                    stated["from"],
-                    stated["to"],
-                )
-            )
+            found.append(_listed(manifest, json.loads(manifest.read_text(encoding="utf-8"))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{manifest} is not the manifest of a data set: {error!r}") from None
     return sorted(found, key=lambda d: (d.to_at or "", d.dataset_id), reverse=True)
+
+
+def _listed(manifest: Path, stated: Any) -> ListedDataset:
+    """Return what a manifest states; a KeyError, TypeError or ValueError if it is none."""
+    if stated["dataset_id"] != manifest.stem:
+        raise ValueError(f"dataset_id {stated['dataset_id']!r} is not the file's name")
+    for name, kinds in (
+        ("kind", str),
+        ("format", str),
+        ("rows", int),
+        ("from", (str, type(None))),
+        ("to", (str, type(None))),
+    ):
+        if not isinstance(stated[name], kinds):
+            raise TypeError(f"{name}: {stated[name]!r}")
+    return ListedDataset(
+        stated["dataset_id"],
+        manifest.with_suffix(".jsonl"),
+        stated["kind"],
+        stated["format"],
+        str(stated["agent_type"]),
+        stated["rows"],
+        stated["from"],
+        stated["to"],
+    )
 
 
 def export_dataset(path: Path, target: Path, form: str) -> int:
@@ -158,18 +171,23 @@ def export_dataset(path: Path, target: Path, form: str) -> int:
         raise ConfigError(f"{target} exists already; name another file")
     if not path.is_file() or file_sha256(path) != path.stem:
         raise ConfigError(f"{path} is missing or does not hold what its name says")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    content = path.read_bytes()
+    lines = content.splitlines()  # of bytes: a text may hold separators of lines that no JSON escapes
     if form == "jsonl":
-        write_atomically(target, "".join(f"{line}\n" for line in lines))
+        write_atomically(target, content)
         return len(lines)
     try:
-        from pyarrow import Table, parquet
+        from pyarrow import ArrowException, Table, parquet
     except ImportError as error:
         raise ConfigError(f"format: parquet needs pyarrow ({error}); install stock-agents[training]") from None
     rows = [{key: _cell(key, value) for key, value in json.loads(line).items()} for line in lines]
-    aside = target.with_name(f".{target.name}.aside")
-    parquet.write_table(Table.from_pylist(rows), aside)
-    aside.replace(target)
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        table = Table.from_pydict({name: [row.get(name) for row in rows] for name in names})
+        with written_aside(target) as aside:
+            parquet.write_table(table, aside)
+    except ArrowException as error:
+        raise ConfigError(f"{path} does not fit the columns of Parquet ({error}); export it as jsonl") from None
     return len(rows)
 
 

@@ -26,7 +26,7 @@ def balanced(items: Sequence[T], limit: int, cell: Callable[[T], Hashable]) -> l
     chosen: list[T] = []
     for place in range(max(map(len, queues), default=0)):
         for queue in queues:
-            if len(chosen) == limit:
+            if len(chosen) >= limit:
                 return chosen
             if place < len(queue):
                 chosen.append(queue[place])

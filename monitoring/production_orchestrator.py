@@ -46,8 +46,6 @@ from orchestration.step_journal import StepJournal
 from training.local_models import LocalModels
 from training.model_registry import ModelRegistry
 from training.pipelines.online_learning_loop import OnlineLearningLoop
-from training.rl.job import load_rl_hyper_parameters
-from training.sft.job import load_hyper_parameters
 from utils.clock import Clock, VirtualClock, WallClock
 from utils.errors import ComponentStartError, ProviderError
 from utils.ids import ADHOC_RUN
@@ -245,8 +243,6 @@ class ProductionOrchestrator:
             self._health = HealthChecker(config.health_check_interval_seconds, data_dir=config.data_dir)
             self._register("health_checker", self._health)
         if config.enable_learning_loop:
-            load_hyper_parameters(config.learning.base_model)  # faults are found now, not at the first training
-            load_rl_hyper_parameters(config.learning.base_model)
             held_by, on_state = ModelRegistry(library).held_by, self._state_setter("learning_loop")
             deployment = Deployment(config, coordinator, local_models, held_by, on_state)
             self._start_learning(library, deployment, clock, replay=replay)

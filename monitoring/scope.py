@@ -9,6 +9,7 @@ from agents.factory import check_plug_ins
 from data_pipeline.embedder_factory import check_embedder
 from data_pipeline.feeds.factory import check_feed
 from judge.configured_panel import judge_configs
+from training.pipelines.trigger import check_hyper_parameters
 from utils.errors import ConfigError
 from utils.settings import OrchestratorConfig
 
@@ -25,6 +26,7 @@ def refuse_what_is_not_there(config: OrchestratorConfig) -> None:
     judge_configs(config)
     check_feed(config)
     check_embedder(config.embeddings)
+    check_hyper_parameters(config)
     if config.exit_when_done and not config.enable_streaming:
         raise ConfigError(
             "exit_when_done: nothing is ever done without streaming; add --enable_streaming or leave it out"

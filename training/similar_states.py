@@ -63,9 +63,8 @@ def _places(agent_type: str, states: Sequence[str]) -> FloatArray:
         if isinstance(field, Scale):
             values = np.array([float(values.get(name, "nan")) for values in stated])
             known = values[~np.isnan(values)]
-            spread = float(known.std()) if len(known) else 0.0
-            if spread > 0:
-                columns.append(np.nan_to_num((values - known.mean()) / spread))
+            if len(known) and np.ptp(known) > 0:  # of equal values the deviation is rounding, and not always 0
+                columns.append(np.nan_to_num((values - known.mean()) / known.std()))
         else:
             said = [values.get(name) for values in stated]
             columns += [np.sqrt(2.0) * np.array([word == choice for word in said]) for choice in field.choices]

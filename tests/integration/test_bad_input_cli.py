@@ -133,6 +133,21 @@ def test_a_bad_environment_is_refused_in_one_line_with_exit_code_2(
     assert "c0ffee" not in ended.stderr
 
 
+def test_hyper_parameters_that_no_training_could_use_end_the_start_and_the_check(place: Path) -> None:
+    """At the first training it would be too late: that is months into a replay."""
+    settings, wrong = place / "learning.yaml", place / "grpo.yaml"
+    wrong.write_text("defaults: {num_generation: 8}\n")
+    for text, words in (
+        ("learning: {sft_config: /nowhere/sft.yaml}\n", ["learning.sft_config", "/nowhere/sft.yaml", "null"]),
+        (f"learning: {{rl_config: {wrong}}}\n", ["learning.rl_config", str(wrong), "did you mean 'num_generations'"]),
+    ):
+        settings.write_text(text)
+        started = run_to_end(place, "--config", str(settings), *DONE, "--enable_learning_loop")
+        assert_refused(started, 2, *words)
+        assert_refused(run_to_end(place, "--config", str(settings), "--check_config"), 2, *words)
+    assert not (place / "data" / "database").exists()
+
+
 def test_a_folder_without_prices_is_refused(place: Path) -> None:
     for name, inside, words in (
         ("bare", None, "no subfolder prices"),

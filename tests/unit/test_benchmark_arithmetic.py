@@ -11,12 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.policies.local.decisions import encode_decision
+from agents.policies.local.states import state_values
 from benchmarks.gate_trials import SPELL_SESSIONS, sides
 from benchmarks.gates import Counted
+from benchmarks.learning import (
+    FRESH_SEED,
+    ROUND_TRIP_COST,
+    WARM_UP,
+    Market,
+    Move,
+    market_of,
+    promotes,
+    rewards,
+    scenario_of,
+    sides_of,
+)
 from benchmarks.library_cases import Conditions, distances, filters
 from benchmarks.library_data import AGENTS, REGIMES, generate, row_of, trajectory, trajectory_id
 from benchmarks.library_searches import Figures, best_raw
 from benchmarks.measure import TIE, Spread, percentile, recall, resampled
+from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.library.trajectories import validate
 
 ALL = np.ones(5, dtype=bool)
@@ -157,3 +172,62 @@ def test_spells_of_a_policy_without_skill_know_nothing_and_last_as_long_as_they_
     # a turn draws a side anew, so every second one changes it
     assert (np.diff(drawn, axis=0) != 0).mean() == pytest.approx(0.5 / SPELL_SESSIONS, rel=0.1)
     assert np.ptp(sides(np.random.default_rng(5), 50, 3, "market-wide"), axis=1).max() == 0
+
+
+def market(expected: list[float], sessions: list[int], scale: float = 0.04) -> Market:
+    count = len(expected)
+    return Market(tuple(sessions), ("",) * count, (0,) * count, np.array(expected), np.full(count, scale))
+
+
+def test_the_reward_of_a_session_is_the_mean_of_its_decisions_net_of_costs_in_ordinary_moves() -> None:
+    made = market([0.01, -0.01, 0.004, 0.0], [60, 60, 60, 61])
+    bought, sold, held = (0.01 - ROUND_TRIP_COST) / 0.04, (0.01 - ROUND_TRIP_COST) / 0.04, 0.0
+    assert rewards(made, [1, -1, 0, 1]) == pytest.approx([(bought + sold + held) / 3, -ROUND_TRIP_COST / 0.04])
+    assert rewards(made, [0, 0, 0, 0]) == pytest.approx([0, 0])
+    wrong = (-0.01 - ROUND_TRIP_COST) / 0.04
+    assert rewards(made, [-1, 0, 0, 0]) == pytest.approx([wrong / 3, 0])
+
+
+def test_each_decision_is_measured_by_the_volatility_of_its_own_session() -> None:
+    made = Market((60, 61), ("", ""), (0, 0), np.array([0.01, 0.01]), np.array([0.02, 0.08]))
+    calm, wild = rewards(made, [1, 1])
+    assert calm == pytest.approx(4 * wild)
+
+
+def test_an_answer_that_is_no_decision_takes_no_side() -> None:
+    calls = ["strong_buy", "buy", "hold", "sell", "strong_sell"]
+    texts = [encode_decision(call, 0.6, "rsi:50") for call in calls]
+    assert sides_of([*texts, "", "buy", texts[0] + texts[0]]) == [1, 1, 0, -1, -1, 0, 0, 0]
+
+
+def test_a_move_promotes_where_it_puts_a_version_into_service_whatever_its_reason_says() -> None:
+    at = datetime(2014, 1, 2, tzinfo=UTC)
+    assert promotes(Move(at, "champion", "v1", "none of the baselines is better"))
+    assert not promotes(Move(at, "champion", None, "champion = v1 is withdrawn"))
+    assert not promotes(Move(at, "challenger", "v1", "champion = v1"))
+    assert str(Move(at, "champion", None, "withdrawn")) == "2014-01-02 champion = none: withdrawn"
+
+
+def test_a_fresh_market_asks_every_session_and_symbol_that_has_a_past_and_a_horizon() -> None:
+    scenario = scenario_of(FRESH_SEED, edge=True, sessions=70)
+    made = market_of(scenario)
+    symbols = len(scenario.symbols)
+    rows = list(range(WARM_UP, 70 - scenario.horizon_sessions))
+    assert made.sessions == tuple(row for row in rows for _ in range(symbols))
+    truth = SimulatedFeed(scenario).market
+    planted = [truth.expected_relative_return(name, truth.sessions[row]) for row in rows for name in scenario.symbols]
+    assert made.expected == pytest.approx(planted)
+    by_regime = {regime.name: regime.volatility * scenario.horizon_sessions**0.5 for regime in scenario.regimes}
+    assert made.scale == pytest.approx(
+        [by_regime[truth.regime(truth.sessions[row])] for row in rows for _ in range(symbols)]
+    )
+    assert all("rsi" in state_values(state) for state in made.states)
+    assert rewards(made, np.sign(made.expected).astype(int).tolist()).mean() > rewards(made, made.rules).mean()
+    assert rewards(made, np.ones(len(made.sessions), dtype=int).tolist()).max() < 0
+
+
+def test_without_an_edge_the_planted_part_has_the_same_size_and_says_nothing() -> None:
+    with_edge, without = (scenario_of(3, edge=edge) for edge in (True, False))
+    assert with_edge.replaced(shuffled=True) == without
+    assert with_edge.seed == without.seed == 3
+    assert not with_edge.shuffled

@@ -1,10 +1,11 @@
-"""Which experiences become training data, by which rule, and that a data set on disk never changes."""
+"""Which experiences become training data, corrected or as they were, by which rule; a data set on disk never changes."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.data_synthesis import DataSynthesisModule, SFTExample
+from data_pipeline.data_synthesis import Correction, DataSynthesisModule, SFTExample
 from data_pipeline.library.findings import Finding
 from utils.errors import LibraryConflict
 from utils.hashing import file_sha256
 
 START = datetime(2014, 1, 2, 21, tzinfo=UTC)
+LATER = START + timedelta(days=1000)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Experience:
     market_state: dict[str, Any] = field(default_factory=lambda: {"indicators": {"rsi_14": 60.0}})
     as_of: datetime | None = START
     matured_at: datetime | None = START + timedelta(days=7)
+    market_regime: str | None = "neutral"
 
 
 class Library:
@@ -40,6 +43,9 @@ class Library:
         self.experiences = experiences
         self.findings = findings or {}
         self.asked: dict[str, Any] = {}
+
+    def get_matured_trajectories(self, agent_type: str, *, as_of: datetime) -> list[Experience]:
+        return [e for e in self.experiences if e.matured_at is not None and e.matured_at < as_of]
 
     def get_findings(self, trajectory_ids: Sequence[str]) -> dict[str, list[Finding]]:
         return {name: self.findings[name] for name in trajectory_ids if name in self.findings}
@@ -59,7 +65,15 @@ class Library:
             "min_reward": min_reward,
             "as_of": as_of,
         }
-        found = [e for e in self.experiences if e.success and e.reward is not None and e.reward >= min_reward]
+        found = [
+            e
+            for e in self.experiences
+            if e.success
+            and e.reward is not None
+            and e.reward >= min_reward
+            and market_regime in (None, e.market_regime)
+            and (as_of is None or (e.matured_at is not None and e.matured_at < as_of))
+        ]
         return sorted(found, key=lambda e: -(e.reward or 0.0))[:limit]
 
 
@@ -116,12 +130,12 @@ def test_neither_rule_takes_a_wrong_direction_or_an_unknown_outcome(trigger_coun
 
 
 def test_successes_with_negative_reward_are_asked_for_because_direction_counts() -> None:
-    library = Library(many(10, reward=-0.1))
-    rows = DataSynthesisModule(library).synthesize_sft_dataset("technical", "bull_market", as_of=START)
+    library = Library(many(10, reward=-0.1, market_regime="bull_market"))
+    rows = DataSynthesisModule(library).synthesize_sft_dataset("technical", "bull_market", as_of=LATER)
     assert len(rows) == 5
     assert library.asked["min_reward"] < -1e300
     assert library.asked["market_regime"] == "bull_market"
-    assert library.asked["as_of"] == START
+    assert library.asked["as_of"] == LATER
 
 
 def test_rows_are_in_order_of_time_carry_their_origin_and_respect_the_limit() -> None:
@@ -224,3 +238,205 @@ def test_what_was_found_in_an_example_travels_with_it_as_feedback() -> None:
     examples = {e.metadata["trajectory_id"]: e.metadata for e in module.examples(module.select("technical"))}
     assert examples["t001"]["feedback"] == ["/reasoning: unsupported_claim, medium. Remove 12 %"]
     assert "feedback" not in examples["t000"]
+
+
+def lost(number: int, recommendation: str | None = "buy", **changes: Any) -> Experience:
+    """A call that went wrong, on a state of its own."""
+    return replace(
+        Experience(
+            f"l{number:03}",
+            reward=-0.9,
+            success=False,
+            recommendation=recommendation,
+            market_state={"indicators": {"rsi_14": 1000.0 + number}},
+            as_of=START + timedelta(days=number),
+            matured_at=START + timedelta(days=number + 7),
+        ),
+        **changes,
+    )
+
+
+def correcting(
+    experiences: list[Experience],
+    due: Mapping[str, str],
+    findings: dict[str, list[Finding]] | None = None,
+    **options: Any,
+) -> DataSynthesisModule:
+    """A module that is told what should have been recommended, each with confidence .6 by 100 outcomes."""
+
+    def correct(matured: Sequence[Any]) -> dict[str, Correction]:
+        there = {t.trajectory_id for t in matured}
+        return {name: Correction(call, 0.6, 100) for name, call in due.items() if name in there}
+
+    return DataSynthesisModule(Library(experiences, findings), **{"trigger_count": 2, "correct": correct, **options})
+
+
+def chosen(module: DataSynthesisModule, **options: Any) -> list[str]:
+    return sorted(t.trajectory_id for t in module.select("technical", as_of=LATER, **options).chosen)
+
+
+def test_what_was_wrong_is_learned_as_it_should_have_been_said() -> None:
+    module = correcting([*many(2), lost(5, "strong_buy", confidence=0.9)], {"l005": "sell"})
+    *_, example = module.synthesize_sft_dataset("technical", as_of=LATER)
+    assert json.loads(example["messages"][-1]["content"]) == {"recommendation": "sell", "confidence": 0.6}
+    assert "1005" in example["messages"][1]["content"]
+    assert example["metadata"]["corrected"] == {
+        "category": "wrong_recommendation",
+        "said": "strong_buy, 0.90",
+        "outcomes_alike": 100,
+    }
+
+
+def test_what_came_true_and_is_not_contradicted_is_learned_as_it_was_said() -> None:
+    module = correcting([*many(2), lost(5)], {"l005": "sell", "t000": "strong_buy"})
+    first, second, _ = module.synthesize_sft_dataset("technical", as_of=LATER)
+    for example in (first, second):
+        assert json.loads(example["messages"][-1]["content"]) == {"recommendation": "buy", "confidence": 0.8}
+        assert "corrected" not in example["metadata"]
+
+
+@pytest.mark.parametrize("due", ["hold", "sell", "strong_sell"])
+def test_a_success_that_its_correction_contradicts_is_luck_and_left_out(due: str) -> None:
+    module = correcting(many(4), {"t001": due})
+    selection = module.select("technical", as_of=LATER)
+    assert "t001" not in {t.trajectory_id for t in selection.chosen}
+    assert (selection.candidates, selection.lucky, selection.faulty) == (3, 1, 0)
+    assert module.get_synthesis_statistics()["last_left_out_as_lucky"] == 1
+
+
+def test_a_faulty_success_is_left_out_whether_or_not_its_correction_agrees() -> None:
+    findings = {name: [_found(name, "fatal")] for name in ("t001", "t002")}
+    module = correcting(
+        many(4), {"t001": "buy", "t002": "sell"}, findings, acceptable=lambda found: not found, min_reward=0.0
+    )
+    selection = module.select("technical", as_of=LATER)
+    assert sorted(t.trajectory_id for t in selection.chosen) == ["t000", "t003"]
+    assert (selection.faulty, selection.lucky) == (2, 0)
+
+
+def test_what_was_found_in_a_wrong_output_does_not_stop_its_correction_and_travels_with_it() -> None:
+    module = correcting(
+        [*many(1), lost(5)],
+        {"l005": "hold"},
+        {"l005": [_found("l005", "fatal")]},
+        acceptable=lambda found: not found,
+    )
+    *_, example = module.synthesize_sft_dataset("technical", as_of=LATER)
+    assert example["metadata"]["trajectory_id"] == "l005"
+    assert example["metadata"]["feedback"] == ["/reasoning: unsupported_claim, fatal. Remove 12 %"]
+
+
+def test_a_wrong_call_is_not_learned_where_it_was_the_best_one_or_nothing_is_known_of_it() -> None:
+    assert chosen(correcting([*many(2), lost(5), lost(6)], {"l005": "strong_buy"})) == ["t000", "t001"]
+
+
+def test_what_said_nothing_or_cannot_be_read_is_not_corrected() -> None:
+    experiences = [*many(2), lost(5, None), lost(6), lost(7)]
+    module = correcting(
+        experiences, dict.fromkeys(("l005", "l006", "l007"), "sell"), readable=lambda t: t.trajectory_id != "l006"
+    )
+    assert chosen(module) == ["l007", "t000", "t001"]
+
+
+def test_only_what_had_matured_is_corrected_and_nothing_without_an_end_of_the_training_period() -> None:
+    experiences = [*many(2), lost(5), lost(990), lost(993)]
+    due = dict.fromkeys(("l005", "l990", "l993", "t000"), "sell")
+    assert chosen(correcting(experiences, due)) == ["l005", "l990", "t001"]
+    without = correcting(experiences, due).select("technical")
+    assert without.corrections == {}
+    assert without.lucky == 0
+    uncorrected = correcting(experiences, due, correct=None).select("technical", as_of=LATER)
+    assert uncorrected.corrections == {}
+
+
+def test_a_regime_that_is_asked_for_holds_for_corrections_too() -> None:
+    experiences = [*many(2, market_regime="bull_market"), lost(5, market_regime="bull_market"), lost(6)]
+    module = correcting(experiences, {"l005": "sell", "l006": "sell"})
+    assert chosen(module, market_regime="bull_market") == ["l005", "t000", "t001"]
+
+
+def test_a_state_is_learned_once() -> None:
+    same = {"indicators": {"rsi_14": 42.0}}
+    experiences = [*many(6, market_state=same), *(lost(i, market_state=same) for i in range(6)), lost(9)]
+    found = correcting(experiences, {f"l{i:03}": "sell" for i in range(10)}).select("technical", as_of=LATER)
+    assert len(found.chosen) == 2
+    assert Counter(t.market_state["indicators"]["rsi_14"] for t in found.chosen) == {42.0: 1, 1009.0: 1}
+
+
+def test_corrected_and_true_examples_share_a_limit_evenly_over_regimes_and_actions() -> None:
+    experiences = [
+        *many(60),
+        *(lost(100 + i) for i in range(60)),
+        *(lost(200 + i, market_regime="bear_market") for i in range(3)),
+    ]
+    due = {f"l{i:03}": "sell" if i % 2 else "hold" for i in range(100, 300)}
+    module = correcting(experiences, due, trigger_count=100)
+    selection = module.select("technical", limit=33, as_of=LATER)
+    cells = Counter((t.market_regime, selection.learned(t)) for t in selection.chosen)
+    assert cells == {
+        ("bear_market", "hold"): 2,
+        ("bear_market", "sell"): 1,
+        ("neutral", "buy"): 10,
+        ("neutral", "hold"): 10,
+        ("neutral", "sell"): 10,
+    }
+    assert selection.corrections.keys() == {t.trajectory_id for t in selection.chosen if not t.success}
+    statistics = module.get_synthesis_statistics()
+    assert statistics["by_recommendation"] == {"buy": 10, "hold": 12, "sell": 11}
+    assert statistics["last_corrected"] == 23
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_the_limit_holds_for_corrected_examples(limit: int) -> None:
+    module = correcting([*many(5), lost(7)], {"l007": "sell"})
+    assert len(module.synthesize_sft_dataset("technical", limit=limit, as_of=LATER)) == limit
+
+
+def test_the_order_in_which_the_library_answers_changes_no_byte(tmp_path: Path) -> None:
+    experiences = [*many(20), *(lost(i) for i in range(30, 50))]
+    due = {f"l{i:03}": "sell" for i in range(30, 50)}
+
+    def identity(given: list[Experience]) -> str:
+        module = correcting(given, due)
+        return module.save_sft_dataset(
+            module.synthesize_sft_dataset("technical", limit=15, as_of=LATER), tmp_path
+        ).dataset_id
+
+    assert identity(experiences) == identity(experiences[::-1]) == identity([*experiences[13:], *experiences[:13]])
+
+
+def test_a_preference_pair_is_the_correction_before_what_was_said() -> None:
+    module = correcting([*many(2), lost(5, confidence=0.9), lost(3)], {"l005": "sell", "l003": "hold"})
+    selection = module.select("technical", as_of=LATER)
+    first, second = module.preference_pairs(selection)
+    assert first["metadata"]["trajectory_id"] == "l003"
+    assert second.keys() == {"prompt", "chosen", "rejected", "metadata"}
+    assert [message["role"] for message in second["prompt"]] == ["system", "user"]
+    ((chosen_message,), (rejected_message,)) = second["chosen"], second["rejected"]
+    assert (chosen_message["role"], rejected_message["role"]) == ("assistant", "assistant")
+    assert json.loads(chosen_message["content"]) == {"recommendation": "sell", "confidence": 0.6}
+    assert json.loads(rejected_message["content"]) == {"recommendation": "buy", "confidence": 0.9}
+    assert second["metadata"]["corrected"]["said"] == "buy, 0.90"
+
+
+def test_preference_pairs_are_no_examples_and_without_corrections_there_are_none() -> None:
+    module = correcting([*many(2), lost(5)], {"l005": "sell"})
+    module.preference_pairs(module.select("technical", as_of=LATER))
+    assert module.get_synthesis_statistics()["examples"] == 0
+    assert module.preference_pairs(module.select("technical")) == []
+
+
+def test_saved_preference_pairs_load_as_a_conversational_preference_data_set(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `training`")
+    module = correcting(
+        [*many(2), lost(5), lost(6)], {"l005": "sell", "l006": "hold"}, {"l006": [_found("l006", "medium")]}
+    )
+    selection = module.select("technical", as_of=LATER)
+    pairs, saved = module.preference_pairs(selection), module.save_preference_dataset(selection, tmp_path)
+    assert module.get_synthesis_statistics()["datasets"] == [saved.dataset_id]
+    rows = [json.loads(line) for line in saved.path.read_bytes().splitlines()]
+    loaded = datasets.Dataset.from_list(rows)
+    assert set(loaded.column_names) == {"prompt", "chosen", "rejected", "metadata"}
+    assert [row["chosen"] for row in loaded] == [pair["chosen"] for pair in pairs]
+    data_utils = pytest.importorskip("trl.data_utils", reason="needs the extra `training`")
+    assert data_utils.is_conversational(loaded[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from agents.policies.local.decisions import cited_evidence, encode_decision, prompt_messages
 from agents.policies.local.states import state_line
+from judge.reward_calculator import RETURN_CLAMP, RewardCalculator, TradingOutcome, ordinary_move
 from training.executable import executable
 from training.rl.job import Outcome, RewardWeights, RLExample
-from training.rl.rewards import CounterfactualReward, Score, batch_figures
+from training.rl.neighbours import pooled_outcomes
+from training.rl.rewards import CounterfactualReward, Score, batch_figures, decision_scale
 from utils.schema import RECOMMENDATIONS
 
 WEIGHTS = RewardWeights()
@@ -42,7 +45,9 @@ def answer(
     return encode_decision(recommendation, confidence, cited)
 
 
-def test_the_decision_part_is_the_relative_return_of_the_side_in_ordinary_moves_over_the_clamp() -> None:
+def test_without_a_scale_the_decision_part_is_the_relative_return_of_the_side_in_ordinary_moves_over_the_clamp() -> (
+    None
+):
     assert score(answer("buy")).decision == pytest.approx(1 / 3)
     assert score(answer("sell")).decision == pytest.approx(-1 / 3)
     assert score(answer("hold")).decision == 0
@@ -252,3 +257,130 @@ def test_a_batch_is_scored_by_the_rows_that_were_asked() -> None:
     assert rewards[1] > rewards[0]
     assert logged["decision"] == pytest.approx(0)
     assert json.loads(json.dumps(logged)) == logged
+
+
+@pytest.mark.parametrize(("scale", "decision"), [(2.0, 0.5), (1.0, 1.0), (0.25, 1.0)])
+def test_the_decision_part_is_measured_by_the_scale_and_clamped(scale: float, decision: float) -> None:
+    row = example(actual_return=0.0447213595)
+    reward = CounterfactualReward("strategist", [row], WEIGHTS, scale=scale)
+    assert reward.score(row, answer("buy")).decision == pytest.approx(decision)
+    assert reward.score(row, answer("sell")).decision == pytest.approx(-decision)
+    assert reward.score(row, answer("hold")).decision == 0
+    assert reward.score(row, "nothing").total == pytest.approx(-1)
+
+
+@given(
+    st.floats(-0.9, 3),
+    st.floats(-0.5, 0.5),
+    st.one_of(st.none(), st.floats(0, 0.5)),
+    st.integers(1, 60),
+)
+def test_a_move_is_what_a_buy_without_costs_is_rewarded_by(
+    moved: float, market: float, volatility: float | None, horizon: int
+) -> None:
+    outcome = Outcome(
+        actual_return=moved,
+        benchmark_return=market,
+        volatility=volatility,
+        horizon_sessions=horizon,
+        round_trip_cost=0.01,
+    )
+    bought = TradingOutcome("AAA", "buy", actual_return=moved, volatility=volatility or None, holding_period=horizon)
+    rewarded = RewardCalculator(volatility_scaling=True).calculate_reward(bought, market)
+    assert outcome.move == pytest.approx(rewarded.return_reward)
+
+
+def test_an_ordinary_move_grows_with_the_root_of_the_sessions_and_has_a_floor_and_a_default() -> None:
+    assert ordinary_move(0.03, 4) == pytest.approx(0.06)
+    assert ordinary_move(None, 4) == pytest.approx(0.04)
+    assert ordinary_move(0.0, 4) == ordinary_move(0.001, 4) == pytest.approx(0.002)
+    assert ordinary_move(0.03, None) == ordinary_move(0.03, 0.25) == ordinary_move(0.03, 0) == 0.03
+
+
+def outcome_of(moves: float, weight: float = 1.0) -> Outcome:
+    """An outcome of so many ordinary moves."""
+    return Outcome(actual_return=moves * 0.02 * math.sqrt(5), volatility=0.02, weight=weight)
+
+
+def test_the_scale_is_two_standard_deviations_of_what_states_lead_to() -> None:
+    states = [
+        (outcome_of(1.0, 0.75), outcome_of(-1.0, 0.25)),
+        (outcome_of(-0.5),),
+        (outcome_of(2.0, 0.5), outcome_of(-1.0, 0.5)),
+    ]
+    assert decision_scale(states) == pytest.approx(2 * pstdev([0.5, -0.5, 0.5]))
+
+
+def test_where_states_do_not_differ_or_there_are_none_the_scale_is_the_clamp() -> None:
+    assert decision_scale([]) == RETURN_CLAMP
+    assert decision_scale([(outcome_of(0.7),)] * 5) == RETURN_CLAMP
+    assert decision_scale(iter([(outcome_of(0.7),)])) == RETURN_CLAMP
+
+
+def test_what_a_state_is_rewarded_by_are_its_own_and_the_outcomes_of_its_like_by_their_share() -> None:
+    rows = world(160, 5)
+    pooled = pooled_outcomes("strategist", rows, [7, 3, 7], 256)
+    assert pooled.keys() == {3, 7}
+    for number, outcomes in pooled.items():
+        assert len(outcomes) == 20
+        assert math.fsum(outcome.weight for outcome in outcomes) == pytest.approx(1)
+        assert rows[number].outcomes[0].actual_return == outcomes[0].actual_return
+        like = {row.outcomes[0].actual_return for row in rows if row.state_text == rows[number].state_text}
+        assert {outcome.actual_return for outcome in outcomes} <= like
+
+
+def test_simulated_outcomes_keep_their_probabilities_where_they_are_pooled() -> None:
+    rows = [example(STATE, "strategist", outcome_of(1.0, 0.75), outcome_of(-1.0, 0.25)) for _ in range(16)]
+    assert [outcome.weight for outcome in pooled_outcomes("strategist", rows, [0], 256)[0]] == [0.375, 0.125] * 2
+
+
+@pytest.mark.parametrize(("count", "neighbours"), [(160, 1), (15, 256), (1, 256)])
+def test_one_neighbour_or_few_examples_leave_each_its_own_outcome(count: int, neighbours: int) -> None:
+    rows = world(count, 6)
+    pooled = pooled_outcomes("strategist", rows, range(count), neighbours)
+    assert pooled == {number: row.outcomes for number, row in enumerate(rows)}
+
+
+def test_the_pooled_outcomes_tell_the_better_side_far_more_often_than_single_ones() -> None:
+    """The vote is right two times in three; over all rows the neighbours say so nearly always."""
+    rows = world(400, 7)
+    pooled = pooled_outcomes("strategist", rows, range(400), 256)
+
+    def right(outcomes: Any) -> float:
+        reward = CounterfactualReward("strategist", rows, WEIGHTS, outcomes, decision_scale(outcomes.values()))
+        votes = [1 if "vote:0.5" in row.state_text else -1 for row in rows]
+        said = [
+            answer("buy" if vote > 0 else "sell", state=row.state_text) for vote, row in zip(votes, rows, strict=True)
+        ]
+        return fmean(
+            reward.score(row, text, outcomes[number]).decision > 0
+            for number, (row, text) in enumerate(zip(rows, said, strict=True))
+        )
+
+    assert 0.55 < right({number: row.outcomes for number, row in enumerate(rows)}) < 0.75
+    assert right(pooled) > 0.99
+
+
+def asked(reward: CounterfactualReward, texts: list[str], numbers: list[int]) -> list[float]:
+    said = [[{"role": "assistant", "content": text}] for text in texts]
+    return reward(said, numbers, lambda name, value: None)
+
+
+def test_the_trainer_is_given_the_rewards_of_the_pooled_outcomes() -> None:
+    row = example(actual_return=0.0447213595)
+    pooled = {0: (outcome_of(-1.0, 0.5), outcome_of(-0.5, 0.5))}
+    reward = CounterfactualReward("strategist", [row], WEIGHTS, pooled, 1.5)
+    (given_to_trainer,) = asked(reward, [answer("buy")], [0])
+    assert given_to_trainer == reward.score(row, answer("buy"), pooled[0]).total
+    assert reward.score(row, answer("buy"), pooled[0]).decision == pytest.approx(-0.5)
+    assert reward.score(row, answer("buy")).decision == pytest.approx(1 / 1.5)
+
+
+def test_an_answer_that_was_scored_before_earns_the_same_and_only_on_its_own_row() -> None:
+    rows = [example(actual_return=0.03), example(actual_return=-0.03)]
+    reward = CounterfactualReward("strategist", rows, WEIGHTS)
+    texts, numbers = [answer("buy"), answer("buy"), answer("sell"), answer("buy"), "no"], [0, 1, 0, 0, 1]
+    first = asked(reward, texts, numbers)
+    assert asked(reward, texts, numbers) == first
+    assert first == [reward.score(rows[number], text).total for text, number in zip(texts, numbers, strict=True)]
+    assert first[0] == first[3] > first[1]

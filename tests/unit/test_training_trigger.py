@@ -5,12 +5,15 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from data_pipeline.library.outcomes import SessionTally
-from training.pipelines.trigger import Readiness, RLPipelineConfig, SFTPipelineConfig, assess
+from training.pipelines.trigger import Readiness, RLPipelineConfig, SFTPipelineConfig, assess, check_hyper_parameters
 from training.training_runs import TrainingRun
+from utils.errors import ConfigError
+from utils.settings import OrchestratorConfig
 
 START = datetime(2014, 1, 1, 21, tzinfo=UTC)
 HORIZON = timedelta(days=5)
@@ -105,3 +108,39 @@ def test_reinforcement_learning_waits_for_500_decisions_won_or_lost_and_for_two_
     last = run("completed", at(125), data_cutoff=at(55))
     assert "next after 48 h" in assess(config, [last], lambda: tallies(300), at(126.9)).detail
     assert assess(config, [last], lambda: tallies(300), at(127)).ready
+
+
+def configured(folder: Path, setting: str, text: str | None, **changes: object) -> OrchestratorConfig:
+    """Settings of which one names a file that holds the text, or that is not there."""
+    path = folder / "hyper.yaml"
+    if text is not None:
+        path.write_text(text)
+    return OrchestratorConfig(learning={setting: path}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "message"),
+    [
+        ("sft_config", None, r"learning\.sft_config: .*hyper\.yaml cannot be read.*No such file"),
+        ("rl_config", None, r"learning\.rl_config: .*hyper\.yaml cannot be read.*No such file"),
+        ("sft_config", "defaults: {epoch: 3}", "learning.sft_config: .*epoch.*did you mean 'epochs'"),
+        ("rl_config", "defaults: {num_generation: 8}", "learning.rl_config: .*did you mean 'num_generations'"),
+        ("sft_config", "profiles: {'builtin:tiny': {epochs: 0}}", "learning.sft_config: .*epochs.*greater than"),
+        ("rl_config", "defaults: {epochs: 3}", "learning.rl_config: .*epochs"),
+        ("sft_config", "hyper_parameters: {}", "learning.sft_config: .*sections defaults and profiles"),
+        ("rl_config", "defaults: [unclosed", "learning.rl_config: .*cannot be read"),
+    ],
+)
+def test_hyper_parameters_that_no_training_could_use_are_refused_in_one_line_that_names_the_setting(
+    tmp_path: Path, setting: str, text: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_hyper_parameters(configured(tmp_path, setting, text))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_those_that_can_be_used_are_accepted_and_a_daemon_that_does_not_learn_is_not_asked(tmp_path: Path) -> None:
+    check_hyper_parameters(OrchestratorConfig())
+    check_hyper_parameters(configured(tmp_path, "sft_config", "defaults: {epochs: 1}"))
+    check_hyper_parameters(configured(tmp_path, "rl_config", "defaults: {beta: 0.1}"))
+    check_hyper_parameters(configured(tmp_path, "rl_config", "defaults: {beta: 0}", enable_learning_loop=False))

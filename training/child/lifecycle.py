@@ -95,7 +95,7 @@ def run_job(job: TrainingJob, session: Session, train: Training, start: Path | N
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file whose lines have messages; a TrainingFailed names the file that is not one."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise TrainingFailed(f"{path} cannot be read: {error}") from error
     if not rows or not all(isinstance(row, dict) and "messages" in row for row in rows):

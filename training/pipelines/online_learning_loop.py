@@ -22,7 +22,7 @@ from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
-from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
+from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig, check_hyper_parameters
 from training.trials import NothingServed, Serving, Trials
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryUnavailable
@@ -304,6 +304,7 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
         rl_retrain_interval_hours=config.rl_retrain_interval_hours,
         **({key: value for key, value in host.items() if value is not None} if config.db_host else {}),
     )
+    check_hyper_parameters(settings)
     library = open_library(settings)
     clock = WallClock()
     trials = Trials(library, settings, NothingServed())

@@ -328,7 +328,7 @@ class TrainingPipeline(ABC, Generic[C]):
     def _calls(self, holdout: Sequence[Trajectory], predictions: Path | None) -> dict[str, Call]:
         """Return the opinions that a file of answers to the held-out states holds."""
         texts = {row.trajectory_id: stored_state(row.agent_inputs) or "" for row in holdout}
-        lines = predictions.read_text(encoding="utf-8").splitlines() if predictions is not None else []
+        lines = predictions.read_bytes().splitlines() if predictions is not None else []
         answers = map(json.loads, lines)
         return {a["key"]: gate_evidence.read_call(self.config.agent_type, texts[a["key"]], a["text"]) for a in answers}
 

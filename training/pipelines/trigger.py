@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 
 from data_pipeline.library.outcomes import SessionTally
 from training.pipelines.holdout import Split, split_by_time, usable_calls
+from training.rl.job import GRPO_CONFIG, load_rl_hyper_parameters
+from training.sft.job import DEFAULT_CONFIG, load_hyper_parameters
 from training.training_runs import TrainingRun
 from utils.clock import isoformat
+from utils.errors import ConfigError
 from utils.settings import BUILTIN_TINY, OrchestratorConfig
 
 FIRST_RETRY = timedelta(hours=1)
@@ -149,6 +152,29 @@ def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> d
         "max_model_age_days": config.learning.max_model_age_days,
         "keep_rejected": config.learning.keep_rejected,
     }
+
+
+def check_hyper_parameters(config: OrchestratorConfig) -> None:
+    """Read what the learning loop's trainings are configured with, so that faults are found at the start and not at the first.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting, and the file and key that are wrong.
+    """
+    if not config.enable_learning_loop:
+        return
+    learning = config.learning
+    try:
+        setting = "sft_config"
+        load_hyper_parameters(learning.base_model, learning.sft_config or DEFAULT_CONFIG)
+        setting = "rl_config"
+        load_rl_hyper_parameters(learning.base_model, learning.rl_config or GRPO_CONFIG)
+    except ConfigError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"learning.{setting}: {reason}; mend it, name another file, or null for this version's own"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

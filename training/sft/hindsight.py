@@ -1,6 +1,6 @@
 """Says in hindsight what should have been recommended on each state, by what came of the states most like it.
 
-The fine-tuning pipeline corrects examples by it. A side is right only where it earned more than its costs by at least half a
+The fine-tuning pipeline corrects examples by it. A side is right only where it earned more than its costs by at least one
 standard error; otherwise nothing was to be had, and the correction is to hold.
 """
 
@@ -17,7 +17,7 @@ from data_pipeline.library.trajectories import Trajectory
 from judge.reward_calculator import RETURN_CLAMP, RewardCalculator, TradingOutcome, ordinary_move
 from training.similar_states import NEIGHBOURS, nearest
 
-STANDARD_ERRORS = 0.5
+STANDARD_ERRORS = 1.0
 """By which the mean of its like must exceed the costs before a side is called right."""
 
 NEWEST = 20_000
@@ -43,6 +43,11 @@ def corrections(
     round_trip_cost : float
         Fraction of the traded value.
 
+    Returns
+    -------
+    mapping of str to Correction
+        Empty where so few outcomes are known that each state would be told its own: one says nothing of its error.
+
     Notes
     -----
     The reward's own measure: return against the market in units of volatility·√horizon, clamped. The confidence is the
@@ -58,8 +63,10 @@ def corrections(
     figures = np.array([_figures(row, horizon_sessions, round_trip_cost) for row, _ in known])
     found: dict[str, Correction] = {}
     for number, alike in nearest(agent_type, [state for _, state in known], range(len(known)), neighbours):
+        if len(alike) < 2:
+            continue
         moves, costs, rose, fell, stayed = figures[alike].T
-        mean, doubt = float(moves.mean()), STANDARD_ERRORS * float(moves.std()) / math.sqrt(len(moves))
+        mean, doubt = float(moves.mean()), STANDARD_ERRORS * float(moves.std(ddof=1)) / math.sqrt(len(moves))
         if abs(mean) <= float(costs.mean()) + doubt:
             call, right = "hold", stayed
         else:
