@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from training.rl.rewards import CounterfactualReward
 def main() -> None:
     """Train and save the adapter."""
     kind, job_path, base_dir = sys.argv[1:]
-    torch.set_num_threads(1)
     job = json.loads(Path(job_path).read_text())
     hyper = job["hyper_parameters"]
+    on_gpu = not hyper["use_cpu"] and torch.cuda.is_available()
+    if not on_gpu:
+        torch.set_num_threads(1)
     rows = [json.loads(line) for line in Path(job["dataset"]).read_text().splitlines()]
     common: dict[str, Any] = {
         "output_dir": job["output_dir"],
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
         "gradient_checkpointing": False,
         "report_to": "none",
         "dataloader_pin_memory": False,
@@ -43,7 +46,7 @@ def main() -> None:
         "disable_tqdm": True,
     }
     shared: dict[str, Any] = {
-        "model": AutoModelForCausalLM.from_pretrained(base_dir),
+        "model": AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16 if on_gpu else torch.float32),
         "processing_class": AutoTokenizer.from_pretrained(base_dir),
         "peft_config": LoraConfig(
             r=hyper["lora_r"], lora_alpha=hyper["lora_alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
@@ -71,7 +74,11 @@ def main() -> None:
             train_dataset=Dataset.from_list(prompts),
             **shared,
         )
+    started = time.monotonic()
     trainer.train()
+    wall_s = time.monotonic() - started
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+    (Path(job["output_dir"]) / "bare.json").write_text(json.dumps({"wall_s": wall_s, "peak_gpu_gib": peak}))
     trainer.save_model(str(Path(job["output_dir"]) / "adapter"))
 
 

@@ -24,6 +24,7 @@ from agents.policies.local.decoding import MAX_NEW_TOKENS, generate
 from agents.policies.local.engine import Adapter, AnswerSource, Question
 from agents.policies.local.model import LocalModel
 from agents.policies.local.server import LocalInferenceServer
+from benchmarks.large_model import save_large_model
 from benchmarks.measure import percentile, resampled
 from training.small_base_model import build_base_model, pretraining_example
 from utils.artifacts import folder_digest, seal
@@ -236,17 +237,9 @@ def _on_gpu(base: Path, folder: Path) -> dict[str, Any]:
     if not torch.cuda.is_available():
         print("  large model in bfloat16: skipped: no CUDA device")
         return {"gpu": None}
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    torch.manual_seed(SEED)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, head_dim=128,
-        num_key_value_heads=8, intermediate_size=3072, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(save_large_model(base, folder))
     model = LocalModel(folder, "cuda", "bfloat16")
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name()}
     for batch, rounds in ((1, 30), (64, 30)):

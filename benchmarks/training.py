@@ -20,6 +20,7 @@ from typing import Any
 
 from agents.policies.local.decisions import cited_evidence, encode_decision, prompt_messages
 from agents.policies.local.states import state_line
+from benchmarks.large_model import save_large_model
 from benchmarks.measure import Spread
 from training.job import TrainingJob
 from training.launcher import rl_command, run_training_child, sft_command
@@ -31,6 +32,7 @@ SEED = 42
 ROUNDS = 2
 SFT_ROWS, RL_ROWS = 160, 160
 RL_STEPS = 8
+GPU_STEPS = 20  # of fine-tuning, SFT_ROWS / 8
 AIM_OVERHEAD = 0.05
 TIMEOUT_S = 1800.0
 
@@ -43,7 +45,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         base = build_base_model(cache)
         print("training on the small base model (0.4 million parameters), one thread")
         print(f"  {'':6}{'steps':>6}{'s a step':>26}{'child, CPU s':>26}{'plain TRL, CPU s':>26}{'overhead':>10}   aim")
-        return {kind: _measured(kind, _job(kind, folder, cache), base) for kind in ("sft", "rl")}
+        figures = {kind: _measured(kind, _job(kind, folder, cache), base) for kind in ("sft", "rl")}
+        return {**figures, "gpu": _on_gpu(folder, base)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,7 +72,50 @@ def _measured(kind: str, job: TrainingJob, base: Path) -> dict[str, Any]:
     return {"steps": steps, "wall_s_a_step": a_step, "child_cpu_s": ours, "plain_cpu_s": theirs, "overhead": overhead}
 
 
-def _run(command: Sequence[str], job: TrainingJob, *, reads_result: bool) -> tuple[float, Any]:
+def _on_gpu(folder: Path, small_base: Path) -> dict[str, Any] | None:
+    """Train a model of half a billion parameters in bfloat16, and the same by the plain script; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("  half a billion parameters in bfloat16: skipped: no CUDA device")
+        return None
+    large = save_large_model(small_base, folder / "large")
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name()}
+    for kind in ("sft", "rl"):
+        job = _job(kind, folder / "gpu", folder / "base", large)
+        path = folder / "gpu" / f"{kind}.json"
+        path.write_text(job.model_dump_json())
+        _, result = _run(sft_command(path) if kind == "sft" else rl_command(path), job)
+        plain = [sys.executable, "-m", "benchmarks.bare_training", kind, str(path), str(large)]
+        shutil.rmtree(job.output_dir, ignore_errors=True)
+        _run(plain, job, reads_result=False)
+        bare = json.loads((job.output_dir / "bare.json").read_text())
+        ours, steps = result["metrics"], int(result["metrics"]["steps"])
+        tokens = _tokens(kind, job, ours, large)
+        print(
+            f"  {kind}: {figures['device']}, bfloat16, LoRA, {steps} steps: {tokens / ours['wall_s']:,.0f} tokens/s and "
+            f"{ours['peak_gpu_gib']:.2f} GiB; plain TRL {tokens / bare['wall_s']:,.0f} and {bare['peak_gpu_gib']:.2f} GiB"
+        )
+        figures[kind] = {"steps": steps, "tokens": tokens, "child": ours, "plain": bare}
+    return figures
+
+
+def _tokens(kind: str, job: TrainingJob, metrics: dict[str, float], base: Path) -> float:
+    """Return how many tokens the steps went through: examples, or prompts with their answers."""
+    if kind == "sft":
+        return metrics["tokens"]
+    from transformers import AutoTokenizer
+
+    assert isinstance(job, RLJob)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    row = RLExample.model_validate_json(job.dataset.read_text().partition("\n")[0])
+    text = tokenizer.apply_chat_template(list(row.messages), add_generation_prompt=True, tokenize=False)
+    prompt = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    answers = metrics["steps"] * job.hyper_parameters.batch_size
+    return answers * (prompt + metrics["completion_length_first"])
+
+
+def _run(command: Sequence[str], job: TrainingJob, *, reads_result: bool = True) -> tuple[float, Any]:
     """Return the CPU seconds of a command and its children, and the result that it left."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
@@ -85,7 +131,8 @@ def _run(command: Sequence[str], job: TrainingJob, *, reads_result: bool) -> tup
     return cpu_s, ended.result
 
 
-def _job(kind: str, folder: Path, cache: Path) -> TrainingJob:
+def _job(kind: str, folder: Path, cache: Path, large: Path | None = None) -> TrainingJob:
+    folder.mkdir(exist_ok=True)
     rng = random.Random(SEED)
     common: dict[str, Any] = {
         "job_id": kind,
@@ -95,12 +142,16 @@ def _job(kind: str, folder: Path, cache: Path) -> TrainingJob:
         "output_dir": folder / kind,
         "seed": SEED,
     }
+    name = "builtin:tiny"
+    if large is not None:
+        name = common["base_model"] = str(large)
     if kind == "sft":
         _write(common["dataset"], [_tuning_row(rng) for _ in range(SFT_ROWS)])
-        tuning = load_hyper_parameters("builtin:tiny").model_copy(update={"epochs": 1})
+        tuning = load_hyper_parameters(name).model_copy(update={"epochs": 1})
         return SFTJob(**common, hyper_parameters=tuning)
     _write(common["dataset"], [_example(rng).model_dump_json() for _ in range(RL_ROWS)])
-    reinforcing = load_rl_hyper_parameters("builtin:tiny").model_copy(update={"max_steps": RL_STEPS})
+    steps = RL_STEPS if large is None else GPU_STEPS
+    reinforcing = load_rl_hyper_parameters(name).model_copy(update={"max_steps": steps, "save_steps": steps})
     return RLJob(**common, hyper_parameters=reinforcing)
 
 

@@ -187,6 +187,7 @@ def fit(
         "steps": trainer.state.global_step,
         "wall_s": time.monotonic() - started,
         "resumed_from_step": int(resumed.name.rpartition("-")[2]) if resumed else 0,
+        **_gpu_memory(),
         **measure(steps),
     }
     if not abs(metrics["final_loss"]) < float("inf"):
@@ -202,6 +203,14 @@ def fit(
         _save_adapter(job, trainer.model, base.folder, meta)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def _gpu_memory() -> dict[str, float]:
+    """Return the most that this process has held on its GPU, in GiB; nothing without one."""
+    import torch
+
+    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"peak_gpu_gib": used / 2**30} if used else {}
 
 
 def _newest_checkpoint(work: Path, identity: str) -> Path | None:
