@@ -56,6 +56,10 @@ HOLDOUT_SESSIONS = 180
 FIRST_TRAINING_AT, FIRST_RL_AT = 1600, 4000
 """Successes, and decisions, before the held-out period: fine-tuning comes first."""
 
+ERROR_BUDGET = 0.1
+"""Twice the default, so that fine-tuning and reinforcement learning each meet a gate of the full level of 2 % at once. No model
+expires: of the 180 held-out sessions alone, the first is as old as eight months when it begins to serve."""
+
 ROUND_TRIP_COST = 0.0016
 WARM_UP = 60
 FRESH_SESSIONS, FRESH_SEED = 240, 1_000_000
@@ -124,6 +128,8 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         "sft_agents": [AGENT],
         "rl_agents": [AGENT],
         "holdout_sessions": HOLDOUT_SESSIONS,
+        "error_budget_per_year": ERROR_BUDGET,
+        "max_model_age_days": None,
     }
     settings = {
         "data_dir": str(data_dir),

@@ -7,7 +7,7 @@ training data. Deploys nothing: the loop does for the agents that `ModelExpiry.c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
@@ -16,7 +16,9 @@ from training.model_registry import ModelRegistry, ModelVersion
 from utils.logs import logger
 
 STALE_SHARE = 0.8
-"""Of the greatest age: from here on there is a warning a day, and no minimum of new experiences holds for the next training."""
+"""Of the greatest age: from here on there is a warning a week, and no minimum of new experiences holds for the next training."""
+
+WARN_EVERY = timedelta(days=7)
 
 
 class StaleModels:
@@ -71,7 +73,7 @@ class ModelExpiry:
         self._registry = ModelRegistry(library)
         self._stale = StaleModels(library)
         self._max_age_days = max_age_days
-        self._warned: dict[str, date] = {}
+        self._warned: dict[str, datetime] = {}
 
     def check(self, at: datetime) -> list[str]:
         """Withdraw to the rules what is too old as of an instant; return the agents whose serving changed."""
@@ -100,8 +102,9 @@ class ModelExpiry:
                 self._registry.withdraw(cursor, agent_type, at, reason, to_previous=False)
             logger.warning("%s; the rules serve %s from now on", reason, agent_type)
             return True
-        if age >= STALE_SHARE * timedelta(days=limit) and self._warned.get(agent_type) != at.date():
-            self._warned[agent_type] = at.date()
+        warned = self._warned.get(agent_type)
+        if age >= STALE_SHARE * timedelta(days=limit) and (warned is None or at - warned >= WARN_EVERY):
+            self._warned[agent_type] = at
             left = (timedelta(days=limit) - age) / timedelta(days=1)
             logger.warning("%s; unless retrained it serves %.0f more days (learning.max_model_age_days)", what, left)
         return False
