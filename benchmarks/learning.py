@@ -49,7 +49,7 @@ REGIMES = (
     Regime(name="turbulent", volatility=0.035, mean_sessions=60.0, news_rate=1.5),
 )
 EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
-"""Planted for the technical agent alone: about as much as a direction that can be told in at most 60 % allows."""
+"""Planted for the technical agent, the only junior of these runs: about as much as a direction that can be told in at most 60 % allows."""
 
 SYMBOLS, SESSIONS = 16, 540
 HOLDOUT_SESSIONS = 180
@@ -136,6 +136,7 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         "feed": "simulated",
         "simulation": {"scenario": str(market)},
         "decision": {"horizon": f"{HORIZON}d"},
+        "agents": {"news": {"enabled": False}, "fundamental": {"enabled": False}},
         "model_cache_dir": str(cache_dir),
         "sft_min_trajectories": FIRST_TRAINING_AT,
         "rl_min_trajectories": FIRST_RL_AT,
