@@ -86,7 +86,7 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
     validity = share(lambda d: d.challenger_valid)
     grounding = share(lambda d: d.challenger_valid and d.challenger_grounded)
     champion_activity = share(lambda d: d.champion_net_return != 0)
-    challenger_activity = share(lambda d: d.challenger_net_return != 0)
+    challenger_activity = share(lambda d: d.challenger_valid and d.challenger_net_return != 0)
     reward = net = None
     if decisions:
         reward = _difference(

@@ -9,7 +9,7 @@ from output_factory import AS_OF, fundamental_output, news_output, strategist_ou
 
 from agents.policies.local.decisions import ParsedDecision, recorded_state
 from data_pipeline.library.trajectories import Trajectory
-from training.pipelines.gate_evidence import pair, read_call, stored_call
+from training.pipelines.gate_evidence import once_each, pair, read_call, stored_call
 from training.pipelines.held_out_answers import SEVERAL_HIGH, HeldOutExaminer
 from utils.schema import AgentOutput
 
@@ -107,3 +107,17 @@ def test_an_answer_that_is_no_decision_is_screened_and_has_no_errors() -> None:
     assert found.challenger_answer is not None
     assert found.challenger_answer.attacks == {"instruction_injection"}
     assert found.challenger_answer.fatal == frozenset()
+
+
+def test_a_decision_that_two_runs_have_taken_is_paired_once_and_it_is_the_runs_own() -> None:
+    facts = technical_output()
+    rows = [
+        row_of(facts, trajectory_id="source", run_id="source"),
+        row_of(facts, trajectory_id="own", run_id="own"),
+        row_of(facts, trajectory_id="another source", run_id="another"),
+        row_of(facts, trajectory_id="other symbol", symbol="ZZZ", run_id="source"),
+    ]
+    chosen = once_each(rows, "own")
+    assert [row.trajectory_id for row in chosen] == ["own", "other symbol"]
+    evidence = pair(chosen, {}, {}, horizon_sessions=5, round_trip_cost=0.0016)
+    assert [item.symbol for item in evidence.decisions] == [facts.symbol, "ZZZ"]

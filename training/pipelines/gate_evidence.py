@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 
 from agents.policies.local.decisions import ParsedDecision, is_grounded, parse_decision, stored_state
 from agents.policies.local.states import state_values
@@ -51,6 +52,19 @@ def read_call(agent_type: str, state_text: str, answer: str) -> Call:
 def stored_call(row: Trajectory) -> Call:
     """Return the opinion that was served at the time."""
     return Call(row.recommendation or "hold", row.confidence)
+
+
+def once_each(rows: Sequence[Trajectory], run_id: str) -> list[Trajectory]:
+    """Return one decision of each session and symbol, in the order of the rows.
+
+    Two runs that a library reads together may both have decided on it: the run's own counts, else the first of its sources.
+    """
+    chosen: dict[tuple[date | None, str], Trajectory] = {}
+    for row in rows:
+        key = (row.as_of.date() if row.as_of else None, row.symbol)
+        if key not in chosen or (row.run_id == run_id and chosen[key].run_id != run_id):
+            chosen[key] = row
+    return list(chosen.values())
 
 
 def pair(

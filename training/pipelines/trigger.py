@@ -208,7 +208,7 @@ def assess(
     *,
     force: bool = False,
 ) -> Readiness:
-    """Say whether to train now: enough time, enough new {config.counted}, and a held-out period that allows a verdict.
+    """Say whether to train now: enough time, enough new calls of those that the kind counts, and a held-out period that allows a verdict.
 
     Parameters
     ----------
