@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.bootstrap import few_blocks_factor
+from evaluation.bootstrap import few_blocks_factor, overlap_factor
 from training.error_budget import LARGEST_ALPHA, YEAR, GateSpending, next_alpha
 
 BUDGET = 0.05
@@ -39,20 +41,33 @@ def schedule(least_share: float | None) -> list[tuple[int, float]]:
     return [(round((item.at - START) / YEAR * SESSIONS), item.alpha) for item in spent]
 
 
-def promoted_at(
-    differences: NDArray[np.float64], gates: list[tuple[int, float]], edge: float, begins: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the session of each year's first promotion, -1 without one; a gate's candidate has the edge once it has begun."""
-    found = np.full(len(differences), -1)
-    for session, alpha in gates:
-        window = differences[:, session : session + HELD_OUT] + np.where(begins <= session, edge, 0.0)[:, None]
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What the gate's bootstrap says of each simulated year at one session: mean and standard deviation of the mean."""
+
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+    @classmethod
+    def at(cls, differences: NDArray[np.float64], session: int) -> Looks:
+        """Look at the newest sessions; an edge in all of them would add to the mean and leave the deviation as it is."""
+        window = differences[:, session : session + HELD_OUT]
         sums = np.cumsum(np.pad(np.concatenate([window, window[:, :BLOCK]], axis=1), ((0, 0), (1, 0))), axis=1)
         blocks = (sums[:, BLOCK : BLOCK + HELD_OUT] - sums[:, :HELD_OUT]) / BLOCK
         # the bootstrap's own variance: of the mean of n/block circular blocks
-        error = np.sqrt(blocks.var(axis=1) / (HELD_OUT / BLOCK))
-        level = 1 - alpha
-        widened = few_blocks_factor(HELD_OUT, BLOCK, level) * NormalDist().inv_cdf(level) * error
-        found[(window.mean(axis=1) > widened) & (found < 0)] = session
+        return cls(window.mean(axis=1), np.sqrt(blocks.var(axis=1) / (HELD_OUT / BLOCK)))
+
+
+def promoted_at(
+    looks: Mapping[int, Looks], gates: list[tuple[int, float]], edge: float, begins: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the session of each year's first promotion, -1 without one; a gate's candidate has the edge once it has begun."""
+    found = np.full(len(begins), -1)
+    for session, alpha in gates:
+        look, level = looks[session], 1 - alpha
+        factor = overlap_factor(HORIZON, BLOCK) * few_blocks_factor(HELD_OUT, BLOCK, level)
+        bound = look.mean + np.where(begins <= session, edge, 0.0) - factor * NormalDist().inv_cdf(level) * look.error
+        found[(bound > 0) & (found < 0)] = session
     return found
 
 
@@ -63,18 +78,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     differences = (noise[:, HORIZON:] - noise[:, :-HORIZON]) / math.sqrt(HORIZON)
     late = rng.integers(0, LATEST_START + 1, YEARS)
     early = np.zeros(YEARS, dtype=np.int64)
+    schedules = {name: schedule(least_share) for name, least_share in RULES.items()}
+    looked_at = sorted({session for gates in schedules.values() for session, _ in gates})
+    looks = {session: Looks.at(differences, session) for session in looked_at}
     figures: dict[str, Any] = {}
     print(
         f"\nerror budget {BUDGET:g} a year, {YEARS:,} simulated years; chance of a promotion / sessions served better"
     )
     print("waits below  gates  without edge  " + "  ".join(f"edge {e:g} early  edge {e:g} late" for e in EDGES))
-    for name, least_share in RULES.items():
-        gates = schedule(least_share)
+    for name, gates in schedules.items():
         row: dict[str, Any] = {"gates": len(gates), "spent": math.fsum(alpha for _, alpha in gates)}
-        row["without edge"] = float((promoted_at(differences, gates, 0.0, early) >= 0).mean())
+        row["without edge"] = float((promoted_at(looks, gates, 0.0, early) >= 0).mean())
         for edge in EDGES:
             for when, begins in (("early", early), ("late", late)):
-                at = promoted_at(differences, gates, edge, begins)
+                at = promoted_at(looks, gates, edge, begins)
                 good = (at >= begins) & (at >= 0)
                 row[f"edge {edge:g} {when}"] = float(good.mean()), float(np.where(good, SESSIONS - at, 0).mean())
         figures[name] = row

@@ -47,6 +47,7 @@ __all__ = [
     "RegimeFigures",
     "Verdict",
     "evaluate_gate",
+    "sessions_needed",
 ]
 
 POWER = 0.80
@@ -86,7 +87,7 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
     validity = share(lambda d: d.challenger_valid)
     grounding = share(lambda d: d.challenger_valid and d.challenger_grounded)
     champion_activity = share(lambda d: d.champion_net_return != 0)
-    challenger_activity = share(lambda d: d.challenger_net_return != 0)
+    challenger_activity = share(lambda d: d.challenger_valid and d.challenger_net_return != 0)
     reward = net = None
     if decisions:
         reward = _difference(
@@ -134,6 +135,11 @@ def evaluate_gate(evidence: GateEvidence, settings: GateSettings | None = None) 
         by_regime=by_regime,
         criteria=tuple(criteria),
     )
+
+
+def sessions_needed(horizon_sessions: int, settings: GateSettings) -> int:
+    """Return how many sessions a verdict takes: the minimum, or three blocks where outcomes over a horizon need longer ones."""
+    return max(settings.min_sessions, MIN_BLOCKS * _Blocks.of(horizon_sessions, settings).sessions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,8 @@ def _same_confidence(shown: Pairs, paid: float | None, settings: GateSettings) -
 
 def _paid(decisions: Sequence[PairedDecision]) -> float | None:
     """Return the share of the challenger's sides that earned more than they cost, None without any side."""
-    sides = [item.challenger_net_return > 0 for item in decisions if item.challenger_net_return != 0]
+    own = [item for item in decisions if item.challenger_valid]  # the others hold what the champion earned
+    sides = [item.challenger_net_return > 0 for item in own if item.challenger_net_return != 0]
     return sum(sides) / len(sides) if sides else None
 
 

@@ -25,11 +25,11 @@ promotion within the year of 252 sessions; then follows how many of them are ser
 ================  =====  ============  ===========  ===========  ===========
 a gate waits for  gates  without edge  edge 0.4     edge 0.7     edge 1.0
 ================  =====  ============  ===========  ===========  ===========
-no budget            51          .286  .89,  161    1.00,  220   1.00,  242
-B / 100              51          .023  .21,   48    .55,   122   .85,   196
-B / 20               11          .035  .32,   60    .72,   144   .95,   213
-B / 10 (taken)        6          .038  .34,   63    .74,   148   .95,   214
-B / 5                 3          .037  .31,   61    .70,   143   .93,   209
+no budget            51          .260  .87,  154    .99,  217   1.00,  241
+B / 100              51          .020  .19,   43    .51,   113   .82,   188
+B / 20               11          .030  .29,   54    .68,   135   .94,   206
+B / 10 (taken)        6          .033  .31,   57    .70,   139   .94,   208
+B / 5                 3          .032  .28,   55    .66,   134   .91,   203
 ================  =====  ============  ===========  ===========  ===========
 
 Many gates of small levels are worth little: with three blocks of 20 sessions the bound of a level far out is very wide.

@@ -210,14 +210,18 @@ class ModelRegistry:
         row = cursor.fetchone()
         return row[0] if row else None
 
-    def newest_of_kind(self, agent_type: str, kind: str) -> ModelVersion | None:
-        """Return the version that the run trained last by a kind of training, whatever the gate said; None without any."""
+    def newest_of_kind(self, agent_type: str, kind: str, trained_until: datetime | None = None) -> ModelVersion | None:
+        """Return the version that the run trained last by a kind of training, whatever the gate said; None without any.
+
+        With `trained_until` only those count that have seen no outcome that matured later.
+        """
         columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
         with self._library.connection() as connection, connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT {columns} FROM model_versions v JOIN training_runs r USING (training_run_id) "
-                "WHERE r.run_id = %s AND v.agent_type = %s AND r.kind = %s ORDER BY r.started_at DESC, v.version LIMIT 1",
-                (self._library.run_id, agent_type, kind),
+                "WHERE r.run_id = %s AND v.agent_type = %s AND r.kind = %s AND (%s::timestamptz IS NULL OR r.data_cutoff <= %s) "
+                "ORDER BY r.started_at DESC, v.version LIMIT 1",
+                (self._library.run_id, agent_type, kind, trained_until, trained_until),
             )
             row = cursor.fetchone()
             return _from_row(row) if row else None

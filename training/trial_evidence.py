@@ -1,4 +1,4 @@
-"""Turns pairs of live opinions into what a trial folds: one mean reward difference a session, by the gate's own arithmetic."""
+"""Turns pairs of live opinions into what a trial folds: one mean reward difference a session, by the gate's own arithmetic but for base rates of .5."""
 
 from __future__ import annotations
 

@@ -226,7 +226,9 @@ class LearningSettings(Section):
     rl_agents: tuple[Literal["news", "technical", "fundamental", "strategist"], ...] = Field(
         ("strategist",), description="agents whose local model learns by reinforcement"
     )
-    holdout_sessions: Annotated[int, Field(ge=60)] = Field(60, description="sessions kept for the gate, at least 60")
+    holdout_sessions: Annotated[int, Field(ge=60)] = Field(
+        60, description="sessions kept for the gate, at least 60; 12 horizons where that is more"
+    )
     holdout_decisions: Annotated[int, Field(ge=200)] = Field(200, description="paired decisions the gate needs")
     base_model: str = Field(
         "builtin:tiny", description="builtin:tiny, a folder with a Hugging Face model, or a hub id: org/name@revision"

@@ -150,11 +150,11 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
     assert pipeline.get_training_history()[0]["state"] == "completed"
 
 
-def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adapter(
+def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adapter_that_knows_nothing_held_out(
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
 ) -> None:
     pipeline = AutomatedRLPipeline(config(tmp_path, model_cache), library)
-    assert pipeline._start(None, "builtin:tiny") is None
+    assert pipeline._start(None, "builtin:tiny", START) is None
     registry = ModelRegistry(library)
     with library.connection() as connection, connection.cursor() as cursor:
         training_runs.register_dataset(cursor, "0" * 64, "sft", "strategist", tmp_path, 1, (None, None), {}, ())
@@ -162,17 +162,20 @@ def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adap
             identity, folder = uuid.UUID(int=number), tmp_path / f"adapter{number}"
             folder.mkdir()
             training_runs.start(
-                cursor, identity, library.run_id, "strategist", "sft", trigger={}, config={}, data_cutoff=START,
-                dataset_id="0" * 64, started_at=START + timedelta(days=number),
+                cursor, identity, library.run_id, "strategist", "sft", trigger={}, config={}, data_cutoff=START + timedelta(days=number),
+                dataset_id="0" * 64, started_at=START + timedelta(days=90 + number),
             )  # fmt: skip
             version = ModelVersion(
                 f"strategist@{number}", "strategist", identity, folder, "0" * 64, "builtin:tiny", "0" * 64, folder, None,
                 "rejected",
             )  # fmt: skip
             registry.register(cursor, version)
-    assert pipeline._start(None, "builtin:tiny") == tmp_path / "adapter1"
-    assert pipeline._start(None, "org/name") is None
-    assert pipeline._start(tmp_path / "champion", "builtin:tiny") == tmp_path / "champion"
+    train_end = START + timedelta(days=1)
+    assert pipeline._start(None, "builtin:tiny", train_end) == tmp_path / "adapter1"
+    assert pipeline._start(None, "builtin:tiny", train_end - timedelta(hours=1)) == tmp_path / "adapter0"
+    assert pipeline._start(None, "builtin:tiny", START - timedelta(hours=1)) is None
+    assert pipeline._start(None, "org/name", train_end) is None
+    assert pipeline._start(tmp_path / "champion", "builtin:tiny", START) == tmp_path / "champion"
 
 
 def test_a_base_model_that_is_not_there_blocks_and_is_tried_again_after_a_growing_pause(

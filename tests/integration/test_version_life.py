@@ -23,10 +23,12 @@ from test_learning_loop import HORIZON, START, fill
 from version_factory import CUTOFF, Made, make_version, promote
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
+from evaluation.gate import GateEvidence, evaluate_gate
 from training import error_budget, model_card, training_runs, version_retention
 from training.model_expiry import ModelExpiry, StaleModels
 from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
+from training.pipelines.conclusion import conclude
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import SFTPipelineConfig
 from training.trials import NothingServed, Trials
@@ -110,6 +112,25 @@ def test_a_training_after_a_gate_waits_until_the_error_budget_allows_another_als
     assert champion.gate is not None
     assert champion.gate["settings"]["level"] == pytest.approx(1 - second.metrics["error_spent"])
     assert second.metrics["verdict"] == "promote", champion.gate["reasons"]
+
+
+def test_a_training_that_gives_the_bytes_of_the_champion_again_changes_neither_its_state_nor_its_verdict(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    made = make_version(library, tmp_path, 1)
+    promote(library, made)
+    registry = ModelRegistry(library)
+    again = replace(made.model, training_run_id=uuid.UUID(int=2), path=tmp_path / "again")
+    nothing = evaluate_gate(GateEvidence(()))
+    with library.connection() as connection, connection.cursor() as cursor:
+        before = registry.get(cursor, again.version)
+        state = conclude(registry, cursor, again, nothing, CUTOFF)
+        after_it = registry.get(cursor, again.version)
+    assert state == "champion"
+    assert after_it == before
+    assert before is not None
+    assert (before.path, before.gate) == (made.model.path, made.model.gate)
+    assert len(registry.events()) == 1
 
 
 def test_a_reservation_is_kept_by_a_training_that_goes_on_and_counts_for_every_other(

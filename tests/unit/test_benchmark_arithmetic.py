@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from agents.policies.local.decisions import encode_decision
 from agents.policies.local.states import state_values
+from benchmarks.error_budget import BLOCK, HELD_OUT, HORIZON, Looks, promoted_at
 from benchmarks.gate_trials import SPELL_SESSIONS, sides
 from benchmarks.gates import Counted
 from benchmarks.learning import (
@@ -33,6 +35,7 @@ from benchmarks.library_searches import Figures, best_raw
 from benchmarks.measure import TIE, Spread, percentile, recall, resampled
 from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.library.trajectories import validate
+from evaluation.gate import GateEvidence, GateSettings, PairedDecision, evaluate_gate
 
 ALL = np.ones(5, dtype=bool)
 DISTANCES = np.array([0.5, 0.1, 0.3, 0.2, 0.4], dtype=np.float32)
@@ -164,6 +167,26 @@ def test_every_section_of_the_benchmarks_can_be_named() -> None:
 )
 def test_intervals_of_a_rate_are_the_exact_ones_of_the_tables(count: int, n: int, low: float, high: float) -> None:
     assert Counted(count, n).interval() == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_simulated_gates_of_the_error_budget_decide_as_the_gate_itself() -> None:
+    rng = np.random.default_rng(3)
+    noise = np.cumsum(rng.standard_normal((40, HELD_OUT + HORIZON)), axis=1)
+    years = (noise[:, HORIZON:] - noise[:, :-HORIZON]) / math.sqrt(HORIZON)
+    promoted = promoted_at({0: Looks.at(years, 0)}, [(0, 0.02)], 1.2, np.zeros(40, dtype=np.int64)) == 0
+    first = date(2014, 1, 1)
+    settings = GateSettings(min_decisions=HELD_OUT, return_margin=100.0)
+    told = []
+    for year in years + 1.2:
+        rows = [
+            PairedDecision(first + timedelta(days=day), "all", 0.0, value, 1.0, 1.0, True, True)
+            for day, value in enumerate(year.tolist())
+        ]
+        verdict = evaluate_gate(GateEvidence(tuple(rows), HORIZON), settings)
+        assert verdict.block == BLOCK
+        told.append(verdict.promoted)
+    assert 8 < sum(told) < 40
+    assert (promoted == np.array(told)).sum() >= 37  # the quantile is the normal one there, and drawn here
 
 
 def test_spells_of_a_policy_without_skill_know_nothing_and_last_as_long_as_they_say() -> None:

@@ -198,6 +198,23 @@ def test_a_challenger_that_always_holds_does_not_beat_a_good_champion() -> None:
     assert not evaluate_gate(evidence_of(champion, np.zeros_like(champion))).promoted
 
 
+def test_a_side_that_the_champion_took_in_place_of_an_invalid_answer_is_no_call_of_the_challenger() -> None:
+    """Holding nine times in ten and invalid once in ten, the challenger would else pass for a quarter as active."""
+    rng = np.random.default_rng(12)
+    champion = returns_of(rng, 160, -0.01)
+    champion[:, 1:] = 0.0  # one symbol in four is traded
+    invalid = np.arange(160) % 3 == 0
+    challenger = np.zeros_like(champion)
+    challenger[invalid] = champion[invalid]
+    valid = np.ones_like(champion, dtype=bool)
+    valid[invalid, 0] = False
+    verdict = evaluate_gate(evidence_of(champion, challenger, valid=valid))
+    assert verdict.validity is not None
+    assert verdict.validity >= 0.9
+    assert verdict.challenger_activity == 0
+    assert rejected_for(verdict, "takes a side in 0.0% of the decisions")
+
+
 def test_an_exact_copy_of_the_champion_is_not_better() -> None:
     champion = returns_of(np.random.default_rng(6), 160)
     verdict = evaluate_gate(evidence_of(champion, champion))
@@ -369,6 +386,23 @@ def test_one_confidence_is_honest_where_sides_pay_as_often_as_it_says(stated: fl
     verdict = answering(varied, lambda number: dataclasses.replace(varied(number), confidence=stated))
     assert criterion(verdict, "same_confidence").figures["sides_that_paid"] == pytest.approx(0.698, abs=1e-3)
     assert (criterion(verdict, "same_confidence").met, verdict.promoted) == (honest, honest)
+
+
+def test_what_the_champion_earned_in_place_of_invalid_answers_does_not_make_a_confidence_honest() -> None:
+    decisions = tuple(
+        dataclasses.replace(
+            item,
+            state=f"state {number}",
+            champion_answer=varied(number),
+            challenger_answer=dataclasses.replace(varied(number), confidence=0.7),
+            challenger_valid=number % 12 > 0,
+            challenger_net_return=-0.01 if number % 12 == 0 else item.challenger_net_return,
+        )
+        for number, item in enumerate(clear_edge().decisions)
+    )
+    own = [item.challenger_net_return > 0 for item in decisions if item.challenger_valid]
+    verdict = evaluate_gate(GateEvidence(decisions))
+    assert criterion(verdict, "same_confidence").figures["sides_that_paid"] == pytest.approx(sum(own) / len(own))
 
 
 def test_a_pupil_of_a_champion_with_one_confidence_may_know_one_as_well_but_not_one_side() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from output_factory import AS_OF, fundamental_output, news_output, strategist_ou
 
 from agents.policies.local.decisions import ParsedDecision, recorded_state
 from data_pipeline.library.trajectories import Trajectory
-from training.pipelines.gate_evidence import pair, read_call, stored_call
+from training.pipelines.gate_evidence import Call, once_each, pair, read_call, stored_call
 from training.pipelines.held_out_answers import SEVERAL_HIGH, HeldOutExaminer
 from utils.schema import AgentOutput
 
@@ -32,6 +33,7 @@ def row_of(output: AgentOutput, **changes: Any) -> Trajectory:
         "workflow_trace": {"output": output.model_dump(mode="json", exclude_defaults=True)},
         "actual_return": 0.02,
         "benchmark_return": 0.0,
+        "matured_at": AS_OF + timedelta(days=7),
     }
     return Trajectory(**{**values, **changes})
 
@@ -107,3 +109,30 @@ def test_an_answer_that_is_no_decision_is_screened_and_has_no_errors() -> None:
     assert found.challenger_answer is not None
     assert found.challenger_answer.attacks == {"instruction_injection"}
     assert found.challenger_answer.fatal == frozenset()
+
+
+def test_a_decision_that_two_runs_have_taken_is_paired_once_and_it_is_the_runs_own() -> None:
+    facts = technical_output()
+    rows = [
+        row_of(facts, trajectory_id="source", run_id="source"),
+        row_of(facts, trajectory_id="own", run_id="own"),
+        row_of(facts, trajectory_id="another source", run_id="another"),
+        row_of(facts, trajectory_id="other symbol", symbol="ZZZ", run_id="source"),
+    ]
+    chosen = once_each(rows, "own")
+    assert [row.trajectory_id for row in chosen] == ["own", "other symbol"]
+    evidence = pair(chosen, {}, {}, horizon_sessions=5, round_trip_cost=0.0016)
+    assert [item.symbol for item in evidence.decisions] == [facts.symbol, "ZZZ"]
+
+
+def test_sure_holds_on_days_that_nearly_all_move_little_earn_nothing_beyond_what_everybody_knows() -> None:
+    rows = [
+        row_of(technical_output(), trajectory_id=f"t{day}", as_of=AS_OF + timedelta(days=day),
+               matured_at=AS_OF + timedelta(days=day + 2), actual_return=0.01)
+        for day in range(60)
+    ]  # fmt: skip
+    modest = {row.trajectory_id: Call("hold", 0.5) for row in rows}
+    sure = {row.trajectory_id: Call("hold", 0.9) for row in rows}
+    found = pair(rows, modest, sure, horizon_sessions=1, round_trip_cost=0.0016).decisions
+    assert found[0].challenger_reward > 0  # nothing had matured: .5 is all that is known
+    assert all(item.champion_reward < item.challenger_reward < 0 for item in found[3:])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.library.outcomes import SessionTally
+from evaluation.gate import GateEvidence, PairedDecision, evaluate_gate
 from training.pipelines.trigger import Readiness, RLPipelineConfig, SFTPipelineConfig, assess, check_hyper_parameters
 from training.training_runs import TrainingRun
 from utils.errors import ConfigError
@@ -45,6 +46,28 @@ def test_a_hundred_successes_before_the_held_out_period_make_it_ready() -> None:
     assert found.new_calls == 20 * 5
     assert found.split is not None
     assert found.split.holdout_sessions == 60
+
+
+@pytest.mark.parametrize(("horizon", "sessions"), [(1, 60), (5, 60), (6, 72), (20, 240)])
+def test_a_long_horizon_holds_out_as_many_sessions_as_its_gate_needs_for_a_verdict(horizon: int, sessions: int) -> None:
+    config = replace(CONFIG, horizon_sessions=horizon)
+
+    def found(days: int) -> Readiness:
+        return assess(config, [], lambda: tallies(days), at(days + horizon), force=True)
+
+    split = found(400).split
+    assert split is not None
+    assert split.holdout_sessions == sessions
+    short = found(sessions - 1)
+    assert not short.ready
+    assert f"needs {sessions} held-out sessions" in short.detail
+    blank = tuple(
+        PairedDecision((START + timedelta(days=day)).date(), f"S{symbol}", 0.0, 0.0, 0.0, 0.0, True, True)
+        for day in range(sessions)
+        for symbol in range(4)
+    )
+    assert evaluate_gate(GateEvidence(blank, horizon)).verdict == "reject"
+    assert evaluate_gate(GateEvidence(blank[4:], horizon)).verdict == "insufficient_evidence"
 
 
 def test_one_session_earlier_it_waits_and_counts() -> None:

@@ -48,17 +48,21 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         rows = [example.model_dump(mode="json") for example in examples]
         return save_dataset(rows, self.config.data_dir / "datasets", kind="rl", form="outcomes", rule="all")
 
-    def _job(self, common: Mapping[str, Any]) -> TrainingJob:
+    def _job(self, common: Mapping[str, Any], train_end: datetime) -> TrainingJob:
         path = self.config.hyper_parameters or GRPO_CONFIG
         hyper = load_rl_hyper_parameters(self.config.base_model, path)
-        start = self._start(common["champion_adapter"], hyper.base_model)
+        start = self._start(common["champion_adapter"], hyper.base_model, train_end)
         return RLJob(**common, base_model=hyper.base_model, start_adapter=start, hyper_parameters=hyper)
 
-    def _start(self, champion: Path | None, base_model: str) -> Path | None:
-        """Return the adapter to begin with: the champion's, else the newest fine-tuned one of the same base model."""
+    def _start(self, champion: Path | None, base_model: str, train_end: datetime) -> Path | None:
+        """Return the adapter to begin with: the champion's, else the newest fine-tuned one of the same base model.
+
+        A fine-tuned one that has seen later outcomes, of a time when less was held out, would answer the held-out states by
+        heart; the champion is what the gate compares with, so that it gains nothing by what both have seen.
+        """
         if champion is not None:
             return champion
-        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft")
+        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft", train_end)
         return tuned.path if tuned is not None and tuned.base_model == base_model and tuned.path.is_dir() else None
 
     def _command(self, job_path: Path) -> list[str]:

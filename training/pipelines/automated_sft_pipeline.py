@@ -68,7 +68,7 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
             round_trip_cost=2 * self.config.one_way_cost,
         )
 
-    def _job(self, common: Mapping[str, Any]) -> TrainingJob:
+    def _job(self, common: Mapping[str, Any], train_end: datetime) -> TrainingJob:
         base_model = self.config.base_model
         hyper = load_hyper_parameters(base_model, self.config.hyper_parameters or DEFAULT_CONFIG)
         return SFTJob(**common, base_model=base_model, hyper_parameters=hyper)

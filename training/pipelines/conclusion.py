@@ -26,6 +26,9 @@ def conclude(
 ) -> str:
     """Register a version with its verdict and move the aliases.
 
+    A training that gave the very bytes of the champion or challenger changes nothing: state and verdict of what serves, from
+    which its trial takes the spread of differences, are those that it came by.
+
     Parameters
     ----------
     shadow_stage : bool
@@ -36,6 +39,10 @@ def conclude(
     str
         The version's state: rejected, trained (without enough evidence for a verdict), shadow or champion.
     """
+    holders = registry.holders(cursor, model.agent_type, lock=True).get(model.agent_type, {})
+    for held in (holders.get("champion"), holders.get("challenger")):
+        if held is not None and held.model.version == model.version:
+            return held.model.state
     state = {"promote": "shadow" if shadow_stage else "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
     model = dataclasses.replace(model, gate=verdict.to_dict(), state=state)
     registry.register(cursor, model)
@@ -43,8 +50,8 @@ def conclude(
     if state == "champion":
         registry.promote(cursor, model, at, reason)
     elif state == "shadow":
-        rival = registry.holders(cursor, model.agent_type, lock=True).get(model.agent_type, {}).get("challenger")
-        if rival is not None and rival.model.version != model.version:  # trained by hand, meanwhile
+        rival = holders.get("challenger")
+        if rival is not None:  # trained by hand, meanwhile
             registry.turn_down(cursor, rival.model, at, f"{model.version} took its place before its trial was over")
         registry.challenge(cursor, model, at, reason)
     return state

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 
 from agents.policies.local.decisions import ParsedDecision, is_grounded, parse_decision, stored_state
 from agents.policies.local.states import state_values
 from data_pipeline.library.trajectories import Trajectory
 from evaluation.gate import Answered, GateEvidence, PairedDecision
-from judge.reward_calculator import RewardCalculator, TradingOutcome
+from judge.reward_calculator import RewardCalculator, RewardHistory, TradingOutcome
 from training.executable import executable
 from training.pipelines.held_out_answers import HeldOutExaminer
+from training.rl.dataset import Rates, base_rates
 from utils.hashing import sha256_hex
 from utils.schema import direction
 
@@ -53,6 +55,19 @@ def stored_call(row: Trajectory) -> Call:
     return Call(row.recommendation or "hold", row.confidence)
 
 
+def once_each(rows: Sequence[Trajectory], run_id: str) -> list[Trajectory]:
+    """Return one decision of each session and symbol, in the order of the rows.
+
+    Two runs that a library reads together may both have decided on it: the run's own counts, else the first of its sources.
+    """
+    chosen: dict[tuple[date | None, str], Trajectory] = {}
+    for row in rows:
+        key = (row.as_of.date() if row.as_of else None, row.symbol)
+        if key not in chosen or (row.run_id == run_id and chosen[key].run_id != run_id):
+            chosen[key] = row
+    return list(chosen.values())
+
+
 def pair(
     rows: Sequence[Trajectory],
     champion: Mapping[str, Call],
@@ -66,7 +81,8 @@ def pair(
     Parameters
     ----------
     rows : sequence of Trajectory
-        Held out, matured.
+        Held out, matured, in order of decision. Confidence is rewarded for what it knows beyond the share of calls of its
+        side that the held-out outcomes known at the decision would have made right: that most days move little is no skill.
     champion, challenger : mapping of trajectory id to Call
         A missing call is an invalid one.
     horizon_sessions : int
@@ -75,9 +91,9 @@ def pair(
     """
     calculator, examiner = RewardCalculator(volatility_scaling=True), HeldOutExaminer()
     decisions = []
-    for row in rows:
-        if row.as_of is None or row.actual_return is None:
-            continue
+    known = [row for row in rows if row.as_of and row.matured_at and row.actual_return is not None]
+    for row, rates in zip(known, base_rates(known, round_trip_cost), strict=True):
+        assert row.as_of is not None
         old, new = champion.get(row.trajectory_id, NO_CALL), challenger.get(row.trajectory_id, NO_CALL)
         served = (
             new if new.valid else old
@@ -86,8 +102,8 @@ def pair(
             PairedDecision(
                 row.as_of.date(),
                 row.symbol,
-                reward(calculator, row, old, horizon_sessions, round_trip_cost),
-                reward(calculator, row, served, horizon_sessions, round_trip_cost),
+                reward(calculator, row, old, horizon_sessions, round_trip_cost, rates),
+                reward(calculator, row, served, horizon_sessions, round_trip_cost, rates),
                 _net_return(row, old, round_trip_cost),
                 _net_return(row, served, round_trip_cost),
                 new.valid,
@@ -121,8 +137,15 @@ def _answered(examiner: HeldOutExaminer, row: Trajectory, call: Call) -> Answere
     )
 
 
-def reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: int, cost: float) -> float:
-    """Return what a call earns by the outcome of its decision alone; 0 for an invalid one."""
+def reward(
+    calculator: RewardCalculator,
+    row: Trajectory,
+    call: Call,
+    horizon: int,
+    cost: float,
+    rates: Rates = (0.5, 0.5, 0.5),
+) -> float:
+    """Return what a call earns by the outcome of its decision; 0 for an invalid one. `rates` are those of sells, holds, buys."""
     if not call.valid:
         return 0.0
     volatility = float(row.market_state["inputs"]["daily_volatility"])
@@ -135,7 +158,8 @@ def reward(calculator: RewardCalculator, row: Trajectory, call: Call, horizon: i
         costs=cost if direction(call.recommendation) else 0.0,
         volatility=volatility or None,
     )
-    return calculator.calculate_reward(outcome, benchmark_return=row.benchmark_return, apply_risk=False).total_reward
+    history = RewardHistory(base_rates=rates)
+    return calculator.calculate_reward(outcome, row.benchmark_return, history, apply_risk=False).total_reward
 
 
 def _net_return(row: Trajectory, call: Call, cost: float) -> float:

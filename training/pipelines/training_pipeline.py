@@ -86,8 +86,8 @@ class TrainingPipeline(ABC, Generic[C]):
         """Write what is trained on, of outcomes that matured before `train_end`; TrainingFailed where there is nothing."""
 
     @abstractmethod
-    def _job(self, common: Mapping[str, Any]) -> TrainingJob:
-        """Return the job: `common` holds the fields that are the same for every kind."""
+    def _job(self, common: Mapping[str, Any], train_end: datetime) -> TrainingJob:
+        """Return the job: `common` holds the fields that are the same for every kind; nothing in it has seen later outcomes."""
 
     @abstractmethod
     def _command(self, job_path: Path) -> list[str]:
@@ -194,8 +194,9 @@ class TrainingPipeline(ABC, Generic[C]):
         held_out = self._library.get_matured_trajectories(
             self.config.agent_type, as_of=at, decided_from=split.holdout_start
         )
-        holdout = [row for row in held_out if stored_state(row.agent_inputs) is not None]
-        job = self._write_job(identity, dataset, holdout, folder)
+        readable = [row for row in held_out if stored_state(row.agent_inputs) is not None]
+        holdout = gate_evidence.once_each(readable, self._library.run_id)
+        job = self._write_job(identity, dataset, holdout, folder, split.train_end)
         self._record_start(identity, at, ready, market_regime, dataset, job)
         logger.info(
             "training the %s agent (%s) on %d %s up to %s",
@@ -217,7 +218,7 @@ class TrainingPipeline(ABC, Generic[C]):
         return verdict
 
     def _write_job(
-        self, identity: uuid.UUID, dataset: SavedDataset, rows: Sequence[Trajectory], folder: Path
+        self, identity: uuid.UUID, dataset: SavedDataset, rows: Sequence[Trajectory], folder: Path, train_end: datetime
     ) -> TrainingJob:
         agent_type = self.config.agent_type
         folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,8 @@ class TrainingPipeline(ABC, Generic[C]):
                 "holdout": holdout.resolve(),
                 "output_dir": folder.resolve(),
                 "seed": self.config.seed,
-            }
+            },
+            train_end,
         )
         (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
         return job
@@ -354,9 +356,10 @@ class TrainingPipeline(ABC, Generic[C]):
             training_runs.end(cursor, identity, "completed", at, metrics=metrics, checkpoint=str(result.adapter_dir))
             state = conclude(self._registry, cursor, model, verdict, at, shadow_stage=self.config.shadow_stage)
         self._telemetry.count("training_runs_total", agent_type=agent_type, training_type=self.kind)
-        counter = {"champion": "model_promotions_total", "shadow": None}.get(state, "model_rejections_total")
-        if counter is not None:  # what becomes of a challenger is counted at the end of its trial
-            self._telemetry.count(counter, agent_type=agent_type)
+        if not verdict.promoted:
+            self._telemetry.count("model_rejections_total", agent_type=agent_type)
+        elif state == "champion":  # what becomes of a challenger is counted at the end of its trial
+            self._telemetry.count("model_promotions_total", agent_type=agent_type)
         logger.info("the gate on %s: %s. %s", name, verdict.verdict, " ".join(verdict.reasons))
         model_card.write(self._library, name)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipeline.library.outcomes import SessionTally
+from evaluation.gate import GateSettings, sessions_needed
 from training.pipelines.holdout import Split, split_by_time, usable_calls
 from training.rl.job import GRPO_CONFIG, load_rl_hyper_parameters
 from training.sft.job import DEFAULT_CONFIG, load_hyper_parameters
@@ -36,7 +37,7 @@ class PipelineConfig:
     retrain_interval_hours : float
         Between two completed runs, on the Clock.
     holdout_sessions, holdout_decisions : int
-        What the gate needs, kept from training.
+        Kept from training for the gate; more sessions where a long horizon makes it need them, see `gate_sessions`.
     horizon_sessions : int
         Of the outcomes; purge and embargo are each as long.
     one_way_cost : float
@@ -75,6 +76,11 @@ class PipelineConfig:
     free_memory_gb: float = 2.0
     max_model_age_days: float | None = 365.0
     keep_rejected: int = 10
+
+    @property
+    def gate_sessions(self) -> int:
+        """Sessions that are held out: with fewer the gate could not judge outcomes over this horizon."""
+        return sessions_needed(self.horizon_sessions, GateSettings(min_sessions=self.holdout_sessions))
 
     @staticmethod
     def count(tally: SessionTally) -> int:
@@ -208,7 +214,7 @@ def assess(
     *,
     force: bool = False,
 ) -> Readiness:
-    """Say whether to train now: enough time, enough new {config.counted}, and a held-out period that allows a verdict.
+    """Say whether to train now: enough time, enough new calls of those that the kind counts, and a held-out period that allows a verdict.
 
     Parameters
     ----------
@@ -233,9 +239,9 @@ def assess(
     if not force and new < config.min_new_trajectories:
         return Readiness(False, new, f"{new} of {config.min_new_trajectories} new {config.counted}")
     split = _split(config, tallies)
-    enough = split.holdout_sessions >= config.holdout_sessions and split.holdout_decisions >= config.holdout_decisions
+    enough = split.holdout_sessions >= config.gate_sessions and split.holdout_decisions >= config.holdout_decisions
     if not enough or split.train_end is None:
-        wanted = f"the gate needs {config.holdout_sessions} held-out sessions and {config.holdout_decisions} decisions"
+        wanted = f"the gate needs {config.gate_sessions} held-out sessions and {config.holdout_decisions} decisions"
         there = f"there are {split.holdout_sessions} and {split.holdout_decisions}, and nothing before them"
         return Readiness(False, new, f"{wanted}; {there}")
     usable = usable_calls(tallies, split, since, config.count)
@@ -248,7 +254,7 @@ def assess(
 
 
 def _split(config: PipelineConfig, tallies: Sequence[SessionTally]) -> Split:
-    return split_by_time(tallies, config.holdout_sessions, config.holdout_decisions, config.horizon_sessions)
+    return split_by_time(tallies, config.gate_sessions, config.holdout_decisions, config.horizon_sessions)
 
 
 def _must_wait(
