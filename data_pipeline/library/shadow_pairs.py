@@ -1,11 +1,11 @@
 """Decisions that two policies took side by side: what the serving one said, what one in its shadow said, what came of it.
 
-Read by the trials of model versions, and by nobody else: shadow opinions are no experiences.
+Read by the trials of model versions and by the gate, and by nobody else: shadow opinions are no experiences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -94,6 +94,18 @@ def settled(
         serving = Side(call or "hold", confidence, False)
         shadow = Side(beside[0] or "hold", beside[1], beside[2])
         yield ShadowPair(identity, symbol, as_of, matured_at, actual, benchmark, volatility or 0.0, serving, shadow)
+
+
+def said_beside(cursor: psycopg.Cursor[Any], trajectory_ids: Sequence[str], not_by: Sequence[str]) -> dict[str, Side]:
+    """Return what was said in the shadow of these opinions, by any policy but those named; of several the first by name."""
+    cursor.execute(
+        "SELECT DISTINCT ON (s.trajectory_id) s.trajectory_id, x.recommendation, x.confidence, x.abstained "
+        "FROM trajectories s JOIN trajectories x ON x.decision_id = s.decision_id AND x.agent_type = s.agent_type "
+        "AND x.run_id = s.run_id AND x.shadow WHERE s.trajectory_id = ANY(%s) AND x.policy <> ALL(%s) "
+        'ORDER BY s.trajectory_id, x.policy COLLATE "C"',
+        (list(trajectory_ids), list(not_by)),
+    )
+    return {identity: Side(call or "hold", confidence, abstained) for identity, call, confidence, abstained in cursor}
 
 
 def fatal_findings(

@@ -31,6 +31,7 @@ from training.launcher import ChildResult, run_training_child
 from training.model_expiry import StaleModels
 from training.model_registry import ModelRegistry, ModelVersion, version_name
 from training.pipelines import gate_evidence, preconditions
+from training.pipelines.baseline import configured_calls
 from training.pipelines.conclusion import conclude
 from training.pipelines.gate_evidence import Call
 from training.pipelines.trigger import PipelineConfig, Readiness, assess
@@ -307,11 +308,12 @@ class TrainingPipeline(ABC, Generic[C]):
         self.on_progress(event)
 
     def _gate(self, holdout: Sequence[Trajectory], result: TrainingResult, level: float) -> GateVerdict:
-        """Compare what served in the held-out period with what the candidate answers to the same states."""
+        """Compare champion, or without one the configured policy, and candidate on the same held-out states."""
         if result.champion_predictions is not None:
             champion = self._calls(holdout, result.champion_predictions)
         else:
-            champion = {row.trajectory_id: gate_evidence.stored_call(row) for row in holdout}
+            champion = configured_calls(self._library, self.config.agent_type, holdout)
+            holdout = [row for row in holdout if row.trajectory_id in champion]
         evidence = gate_evidence.pair(
             holdout,
             champion,
