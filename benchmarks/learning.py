@@ -267,11 +267,12 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
         market = market_of(scenario_of(seed + FRESH_SEED, edge=True, sessions=FRESH_SESSIONS))
         before, after = compared(market, loop.champion.base_dir, loop.champion.path)
         bound = lower_bound(after - before, BLOCK, LEVEL, 4000, 42)
-        rules = mean_interval(rewards(market, market.rules))
+        by_rules = rewards(market, market.rules)
+        beyond = lower_bound(after - by_rules, BLOCK, LEVEL, 4000, 42)
         print(
-            f"seed {seed}: {len(market.states)} decisions on {len(before)} sessions; rules {_text(rules)}, base model "
+            f"seed {seed}: {len(market.states)} decisions on {len(before)} sessions; rules {_text(mean_interval(by_rules))}, base model "
             f"{_text(mean_interval(before))}, {loop.champion.version} {_text(mean_interval(after))}; gain "
-            f"{bound.estimate:+.4f}, {LEVEL:.1%} lower bound {bound.low:+.4f}; run {loop.wall_s:.0f} s",
+            f"{bound.estimate:+.4f}, {LEVEL:.1%} lower bound {bound.low:+.4f} (beyond the rules {beyond.estimate:+.4f}, {beyond.low:+.4f}); run {loop.wall_s:.0f} s",
             flush=True,
         )
         figures["seeds"].append(
@@ -284,6 +285,8 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
                 "after": float(after.mean()),
                 "gain": bound.estimate,
                 "lower_bound": bound.low,
+                "gain_beyond_rules": beyond.estimate,
+                "lower_bound_beyond_rules": beyond.low,
                 "trainings": loop.trainings,
             }
         )

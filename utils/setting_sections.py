@@ -238,6 +238,9 @@ class LearningSettings(Section):
         None,
         description="hyper-parameters; null: config/training/rl/grpo_config.yaml; ppo_config.yaml is the clipped surrogate",
     )
+    accelerate_config: Path | None = Field(
+        None, description="of accelerate, for several GPUs or machines; null: one process"
+    )
     train_timeout_s: Positive = 3600.0
     shadow_decisions: Annotated[int, Field(ge=0)] = Field(
         50, description="settled decisions of a challenger beside the champion before it may serve; 0: none"

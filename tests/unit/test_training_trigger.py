@@ -11,6 +11,7 @@ import pytest
 
 from data_pipeline.library.outcomes import SessionTally
 from evaluation.gate import GateEvidence, PairedDecision, evaluate_gate
+from training.launcher import rl_command, sft_command
 from training.pipelines.trigger import Readiness, RLPipelineConfig, SFTPipelineConfig, assess, check_hyper_parameters
 from training.training_runs import TrainingRun
 from utils.errors import ConfigError
@@ -167,3 +168,19 @@ def test_those_that_can_be_used_are_accepted_and_a_daemon_that_does_not_learn_is
     check_hyper_parameters(configured(tmp_path, "sft_config", "defaults: {epochs: 1}"))
     check_hyper_parameters(configured(tmp_path, "rl_config", "defaults: {beta: 0.1}"))
     check_hyper_parameters(configured(tmp_path, "rl_config", "defaults: {beta: 0}", enable_learning_loop=False))
+
+
+def test_an_accelerate_configuration_must_be_there_and_is_what_the_children_are_launched_by(tmp_path: Path) -> None:
+    missing = tmp_path / "machines.yaml"
+    with pytest.raises(ConfigError, match=r"learning\.accelerate_config: there is no file .*machines\.yaml"):
+        check_hyper_parameters(OrchestratorConfig(learning={"accelerate_config": missing}))
+    missing.write_text("num_processes: 2\n")
+    settings = OrchestratorConfig(learning={"accelerate_config": missing})
+    check_hyper_parameters(settings)
+    for config in (
+        SFTPipelineConfig.from_settings(settings, "news", derived_ids=True),
+        RLPipelineConfig.from_settings(settings, "strategist", derived_ids=True),
+    ):
+        assert config.accelerate_config == missing
+    for command in (sft_command(tmp_path / "job.json", missing), rl_command(tmp_path / "job.json", missing)):
+        assert command[1:5] == ["-m", "accelerate.commands.launch", "--config_file", str(missing)]

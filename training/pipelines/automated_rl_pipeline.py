@@ -66,7 +66,7 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         return tuned.path if tuned is not None and tuned.base_model == base_model and tuned.path.is_dir() else None
 
     def _command(self, job_path: Path) -> list[str]:
-        return rl_command(job_path)
+        return rl_command(job_path, self.config.accelerate_config)
 
 
 def run_automated_rl_pipeline(market_regime: str | None = None, force_retrain: bool = False) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
         return SFTJob(**common, base_model=base_model, hyper_parameters=hyper)
 
     def _command(self, job_path: Path) -> list[str]:
-        return sft_command(job_path)
+        return sft_command(job_path, self.config.accelerate_config)
 
 
 def run_automated_sft_pipeline(

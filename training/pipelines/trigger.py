@@ -44,6 +44,8 @@ class PipelineConfig:
         Of a trade, fraction of its value.
     hyper_parameters : Path, optional
         YAML file; the kind's own in ``config/training`` by default.
+    accelerate_config : Path, optional
+        YAML file by which ``accelerate launch`` starts several processes; one process by default.
     shadow_stage : bool
         Whether a version that the gate has passed proves itself in shadow before it serves.
     derived_ids : bool
@@ -69,6 +71,7 @@ class PipelineConfig:
     timeout_s: float = 3600.0
     seed: int = 42
     hyper_parameters: Path | None = None
+    accelerate_config: Path | None = None
     shadow_stage: bool = True
     derived_ids: bool = False
     error_budget_per_year: float = 0.05
@@ -148,6 +151,7 @@ def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> d
         "holdout_decisions": config.learning.holdout_decisions,
         "horizon_sessions": config.decision.horizon_sessions,
         "one_way_cost": config.execution.one_way_cost,
+        "accelerate_config": config.learning.accelerate_config,
         "timeout_s": config.learning.train_timeout_s,
         "seed": config.random_state,
         "shadow_stage": config.learning.shadow_stage,
@@ -171,6 +175,10 @@ def check_hyper_parameters(config: OrchestratorConfig) -> None:
     if not config.enable_learning_loop:
         return
     learning = config.learning
+    if learning.accelerate_config is not None and not learning.accelerate_config.is_file():
+        raise ConfigError(
+            f"learning.accelerate_config: there is no file {learning.accelerate_config}; `accelerate config` writes one, or null"
+        )
     try:
         setting = "sft_config"
         load_hyper_parameters(learning.base_model, learning.sft_config or DEFAULT_CONFIG)
