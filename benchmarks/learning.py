@@ -8,6 +8,7 @@ seen, by the known expected returns, so that no luck is in the comparison. These
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -37,10 +38,11 @@ from evaluation.bootstrap import Interval, lower_bound, mean_interval
 from training import training_runs
 from training.examiner import Examiner
 from training.model_registry import ModelRegistry, ModelVersion
+from training.rl.job import GRPO_CONFIG
 from utils.market_regime_detector import MarketRegimeDetector
 from utils.schema import direction
 from utils.schema.market import FloatArray
-from utils.settings import OrchestratorConfig
+from utils.settings import BUILTIN_TINY, OrchestratorConfig
 
 AGENT = "technical"
 HORIZON = 3
@@ -51,14 +53,36 @@ REGIMES = (
 EDGE_BPS = {"calm": 60.0, "turbulent": 84.0}
 """Planted for the technical agent, the only junior of these runs: about as much as a direction that can be told in at most 60 % allows."""
 
-SYMBOLS, SESSIONS = 16, 540
-HOLDOUT_SESSIONS = 180
-FIRST_TRAINING_AT, FIRST_RL_AT = 1600, 4000
-"""Successes, and decisions, before the held-out period: fine-tuning comes first."""
+
+@dataclass(frozen=True)
+class Size:
+    """How large a run is.
+
+    Attributes
+    ----------
+    holdout_sessions : int
+        Of each gate.
+    successes, decisions : int
+        Before the held-out period, at which fine-tuning and reinforcement learning begin; fine-tuning comes first.
+    rl_steps : int, optional
+        In place of the profile's own.
+    """
+
+    symbols: int
+    sessions: int
+    holdout_sessions: int
+    successes: int
+    decisions: int
+    rl_steps: int | None = None
+
+
+WITH_EDGE = Size(16, 540, 180, 1600, 4000)
+WITHOUT_EDGE = Size(8, 260, 60, 250, 900, rl_steps=10)
+"""Many loops matter more here than long ones; the gate has the least that it accepts."""
 
 ERROR_BUDGET = 0.1
 """Twice the default, so that fine-tuning and reinforcement learning each meet a gate of the full level of 2 % at once. No model
-expires: of the 180 held-out sessions alone, the first is as old as eight months when it begins to serve."""
+expires: of what is held out alone, the first session is eight months old when a model begins to serve."""
 
 ROUND_TRIP_COST = 0.0016
 WARM_UP = 60
@@ -107,12 +131,12 @@ class Market:
     scale: FloatArray
 
 
-def scenario_of(seed: int, *, edge: bool, sessions: int = SESSIONS) -> Scenario:
+def scenario_of(seed: int, size: Size, *, edge: bool) -> Scenario:
     """Return the market of a seed; without an edge the planted part is there, and no signal says anything about it."""
     return Scenario(
         seed=seed,
-        symbols=generated_symbols(SYMBOLS),
-        sessions=sessions,
+        symbols=generated_symbols(size.symbols),
+        sessions=size.sessions,
         regimes=REGIMES,
         horizon_sessions=HORIZON,
         edges={AGENT: EDGE_BPS},
@@ -120,17 +144,19 @@ def scenario_of(seed: int, *, edge: bool, sessions: int = SESSIONS) -> Scenario:
     )
 
 
-def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
+def run_loop(folder: Path, scenario: Scenario, size: Size, cache_dir: Path) -> Loop:
     """Run the daemon once from an empty directory, as its users do, and read what its database says."""
     data_dir, market, config = folder / "data", folder / "scenario.yaml", folder / "system.yaml"
     market.write_text(yaml.safe_dump(scenario.model_dump(mode="json")), encoding="utf-8")
-    learning = {
+    learning: dict[str, Any] = {
         "sft_agents": [AGENT],
         "rl_agents": [AGENT],
-        "holdout_sessions": HOLDOUT_SESSIONS,
+        "holdout_sessions": size.holdout_sessions,
         "error_budget_per_year": ERROR_BUDGET,
         "max_model_age_days": None,
     }
+    if size.rl_steps is not None:
+        learning["rl_config"] = str(_shortened(folder, size.rl_steps))
     settings = {
         "data_dir": str(data_dir),
         "feed": "simulated",
@@ -138,8 +164,8 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         "decision": {"horizon": f"{HORIZON}d"},
         "agents": {"news": {"enabled": False}, "fundamental": {"enabled": False}},
         "model_cache_dir": str(cache_dir),
-        "sft_min_trajectories": FIRST_TRAINING_AT,
-        "rl_min_trajectories": FIRST_RL_AT,
+        "sft_min_trajectories": size.successes,
+        "rl_min_trajectories": size.decisions,
         "learning": learning,
     }
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -158,6 +184,15 @@ def run_loop(folder: Path, scenario: Scenario, cache_dir: Path) -> Loop:
         tail = (folder / "daemon.log").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"the daemon of seed {scenario.seed} ended with {ended.returncode}:\n{tail}")
     return _read(config, scenario.seed, wall_s)
+
+
+def _shortened(folder: Path, steps: int) -> Path:
+    """Write the hyper-parameters of reinforcement learning with another number of steps."""
+    content = yaml.safe_load(GRPO_CONFIG.read_text(encoding="utf-8"))
+    content["profiles"][BUILTIN_TINY] |= {"max_steps": steps, "save_steps": steps}
+    path = folder / "rl.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def _read(config: Path, seed: int, wall_s: float) -> Loop:
@@ -246,7 +281,8 @@ def compared(market: Market, base_dir: Path, adapter: Path) -> tuple[FloatArray,
 
 def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
     """Run a loop a seed on markets with an edge, and compare what serves in the end with the base model."""
-    oracle = scenario_of(seeds[0], edge=True).oracle()
+    fresh = dataclasses.replace(WITH_EDGE, sessions=FRESH_SESSIONS)
+    oracle = scenario_of(seeds[0], WITH_EDGE, edge=True).oracle()
     print(
         f"edge for the {AGENT} agent: the best possible policy is right in {oracle.accuracy.value:.1%} and earns a reward of "
         f"{oracle.reward.value:+.4f} a decision, net"
@@ -258,13 +294,13 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
     }
     for seed in seeds:
         folder = _folder(keep, f"planted-{seed}")
-        loop = run_loop(folder, scenario_of(seed, edge=True), cache_dir)
+        loop = run_loop(folder, scenario_of(seed, WITH_EDGE, edge=True), WITH_EDGE, cache_dir)
         _show_loop(loop)
         if loop.champion is None:
             print(f"seed {seed}: nothing was deployed")
             figures["seeds"].append({"seed": seed, "wall_s": loop.wall_s, "deployed": None})
             continue
-        market = market_of(scenario_of(seed + FRESH_SEED, edge=True, sessions=FRESH_SESSIONS))
+        market = market_of(scenario_of(seed + FRESH_SEED, fresh, edge=True))
         before, after = compared(market, loop.champion.base_dir, loop.champion.path)
         bound = lower_bound(after - before, BLOCK, LEVEL, 4000, 42)
         by_rules = rewards(market, market.rules)
@@ -300,7 +336,9 @@ def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
     verdicts: Counter[str] = Counter()
     promoted: list[int] = []
     for seed in seeds:
-        loop = run_loop(_folder(keep, f"no-edge-{seed}"), scenario_of(seed, edge=False), cache_dir)
+        loop = run_loop(
+            _folder(keep, f"no-edge-{seed}"), scenario_of(seed, WITHOUT_EDGE, edge=False), WITHOUT_EDGE, cache_dir
+        )
         _show_loop(loop)
         verdicts.update(f"{kind}: {verdict}" for kind, _, verdict in loop.trainings)
         if any(map(promotes, loop.moves)):

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from benchmarks.learning import (
     FRESH_SEED,
     ROUND_TRIP_COST,
     WARM_UP,
+    WITH_EDGE,
     Market,
     Move,
     market_of,
@@ -232,7 +234,7 @@ def test_a_move_promotes_where_it_puts_a_version_into_service_whatever_its_reaso
 
 
 def test_a_fresh_market_asks_every_session_and_symbol_that_has_a_past_and_a_horizon() -> None:
-    scenario = scenario_of(FRESH_SEED, edge=True, sessions=70)
+    scenario = scenario_of(FRESH_SEED, replace(WITH_EDGE, sessions=70), edge=True)
     made = market_of(scenario)
     symbols = len(scenario.symbols)
     rows = list(range(WARM_UP, 70 - scenario.horizon_sessions))
@@ -250,7 +252,7 @@ def test_a_fresh_market_asks_every_session_and_symbol_that_has_a_past_and_a_hori
 
 
 def test_without_an_edge_the_planted_part_has_the_same_size_and_says_nothing() -> None:
-    with_edge, without = (scenario_of(3, edge=edge) for edge in (True, False))
+    with_edge, without = (scenario_of(3, WITH_EDGE, edge=edge) for edge in (True, False))
     assert with_edge.replaced(shuffled=True) == without
     assert with_edge.seed == without.seed == 3
     assert not with_edge.shuffled
