@@ -38,12 +38,15 @@ def conclude(
     """
     state = {"promote": "shadow" if shadow_stage else "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
     model = dataclasses.replace(model, gate=verdict.to_dict(), state=state)
+    registry.lock(cursor, model.agent_type)
     registry.register(cursor, model)
+    if registry.held(cursor, model.agent_type, "champion") == model.version:
+        return "champion" if verdict.verdict == "promote" else state  # the very bytes that serve, trained again
     reason = verdict.reasons[0] if verdict.reasons else "the gate"
     if state == "champion":
         registry.promote(cursor, model, at, reason)
     elif state == "shadow":
-        rival = registry.holders(cursor, model.agent_type, lock=True).get(model.agent_type, {}).get("challenger")
+        rival = registry.holders(cursor, model.agent_type).get(model.agent_type, {}).get("challenger")
         if rival is not None and rival.model.version != model.version:  # trained by hand, meanwhile
             registry.turn_down(cursor, rival.model, at, f"{model.version} took its place before its trial was over")
         registry.challenge(cursor, model, at, reason)
