@@ -536,13 +536,15 @@ class Awayed:
     config = SFTPipelineConfig()
     on_progress: Any = None
 
-    def __init__(self, done: threading.Event) -> None:
+    def __init__(self, done: threading.Event, clock: VirtualClock) -> None:
         self._done = done
+        self._clock = clock
         self.asked: list[Any] = []
 
     def run_pipeline(self, **asked: Any) -> dict[str, Any]:
         self.asked.append(asked["at"])
         if len(self.asked) == 1:
+            self._clock.advance_to(asked["at"] + timedelta(minutes=1))
             raise LibraryUnavailable("gone")
         self._done.set()
         return {"run_id": None, "skipped": "nothing to do"}
@@ -552,12 +554,12 @@ def test_a_check_that_the_database_cut_off_is_made_up_for_within_its_interval(
     library: ExperienceLibraryPostgres, make_trials: Callable[..., Trials]
 ) -> None:
     stop = Impatient()
-    pipelines: list[Any] = [Awayed(stop)]
     clock = VirtualClock(decided(0))
+    pipelines: list[Any] = [Awayed(stop, clock)]
     loop = OnlineLearningLoop(OnlineLearningConfig(), library, pipelines, clock, trials=make_trials())
     loop._stop = stop
     loop._run()
-    assert pipelines[0].asked == [decided(0)] * 2
+    assert pipelines[0].asked == [decided(0), decided(0) + timedelta(minutes=1)]
 
 
 def test_the_versions_are_looked_at_at_every_check_and_while_none_comes_once_a_minute(
