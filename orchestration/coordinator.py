@@ -154,6 +154,7 @@ class Coordinator:
     def set_policy(self, agent_type: str, policy: Policy) -> None:
         """Swap how an agent thinks, between two decisions."""
         self._agents[agent_type].set_policy(policy)
+        self._latencies.forget(agent_type)
 
     def serving(self, agent_type: str) -> Policy | None:
         """Return the policy that serves an agent, None for a seat that is empty."""

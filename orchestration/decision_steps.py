@@ -280,7 +280,7 @@ class DecisionSteps:
         return request
 
     def _asked(self, name: str, agent: Agent, questions: Sequence[_Question]) -> list[AgentOutput]:
-        started = time.perf_counter()
+        asked, started = agent.policy.name, time.perf_counter()
         if any(question.again for question in questions):
             answers = [agent.decide_variation(question.asked) for question in questions]
         else:
@@ -289,8 +289,9 @@ class DecisionSteps:
         self._telemetry.count("agent_requests_total", len(answers), agent_type=name)
         for answer in answers:
             self._telemetry.observe("agent_latency_seconds", each, agent_type=name)
-            if self._latencies is not None:
-                self._latencies.note(name, answer.policy, each)
+            # rules that had to answer in a model's place took its time; those that abstain for want of data did not ask it
+            if self._latencies is not None and (answer.policy == asked or not answer.abstained):
+                self._latencies.note(name, asked, each)
         if answers:
             self._telemetry.gauge("agent_confidence", answers[-1].confidence, agent_type=name)
         return answers

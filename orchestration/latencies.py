@@ -18,6 +18,12 @@ class Latencies:
         """Take in one answer."""
         self._newest.setdefault((agent_type, policy), deque(maxlen=KEPT_ANSWERS)).append(seconds)
 
+    def forget(self, agent_type: str) -> None:
+        """Drop what is known of an agent's policies: whoever takes its seat is not measured by a former time in it."""
+        for key in list(self._newest):
+            if key[0] == agent_type:
+                self._newest.pop(key, None)
+
     def of(self, agent_type: str, policy: str) -> list[float]:
         """Return the seconds of a policy's newest answers, oldest first."""
         newest = self._newest.get((agent_type, policy))

@@ -99,6 +99,9 @@ class ModelExpiry:
         if age > timedelta(days=limit):
             reason = f"expired: {what}; learning.max_model_age_days is {limit:g}"
             with self._library.connection() as connection, connection.cursor() as cursor:
+                self._registry.lock(cursor, agent_type)
+                if self._registry.held(cursor, agent_type, "champion") != model.version:  # moved by hand meanwhile
+                    return False
                 self._registry.withdraw(cursor, agent_type, at, reason, to_previous=False)
             logger.warning("%s; the rules serve %s from now on", reason, agent_type)
             return True

@@ -87,10 +87,18 @@ class ModelRegistry:
         self._library = library
 
     def register(self, cursor: psycopg.Cursor[Any], model: ModelVersion) -> None:
-        """Write a version inside the caller's transaction; the same adapter trained again updates its verdict and its place."""
+        """Write a version inside the caller's transaction.
+
+        The same adapter trained again updates its place, and its verdict unless it is champion or challenger: what serves or is on trial is
+        measured by the verdict that brought it there, and an adapter compared with itself is never better.
+        """
+        held = (
+            "EXISTS (SELECT 1 FROM model_aliases a WHERE a.version = model_versions.version AND a.alias <> 'previous')"
+        )
         cursor.execute(
             f"INSERT INTO model_versions ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (version) DO UPDATE SET gate = excluded.gate, state = excluded.state, path = excluded.path, "
+            f"ON CONFLICT (version) DO UPDATE SET gate = CASE WHEN {held} THEN model_versions.gate ELSE excluded.gate END, "
+            f"state = CASE WHEN {held} THEN model_versions.state ELSE excluded.state END, path = excluded.path, "
             "base_dir = excluded.base_dir",
             (
                 model.version, model.agent_type, model.training_run_id, str(model.path), model.sha256, model.base_model,
@@ -98,14 +106,25 @@ class ModelRegistry:
             ),
         )  # fmt: skip
 
+    def lock(self, cursor: psycopg.Cursor[Any], agent_type: str) -> None:
+        """Let nobody else move an agent's aliases until the caller's transaction ends; before any row is locked.
+
+        A lock of rows would not do: where an alias points nowhere there is none.
+        """
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"aliases {self._library.run_id} {agent_type}",)
+        )
+
     def challenge(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
         """Let a version that the gate has passed prove itself beside what serves, inside the caller's transaction."""
+        self.lock(cursor, model.agent_type)
         self._move(cursor, model.agent_type, "challenger", model.version, as_of, reason)
         self._set_state(cursor, model.version, "shadow")
 
     def promote(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
         """Make a version champion and the former champion previous, inside the caller's transaction."""
         agent_type = model.agent_type
+        self.lock(cursor, agent_type)
         former = self.held(cursor, agent_type, "champion")
         if self.held(cursor, agent_type, "challenger") == model.version:
             self._move(cursor, agent_type, "challenger", None, as_of, "it is champion now")
@@ -119,6 +138,7 @@ class ModelRegistry:
 
     def turn_down(self, cursor: psycopg.Cursor[Any], model: ModelVersion, as_of: datetime, reason: str) -> None:
         """End a challenger's trial without promotion, inside the caller's transaction."""
+        self.lock(cursor, model.agent_type)
         self._move(cursor, model.agent_type, "challenger", None, as_of, reason)
         self._set_state(cursor, model.version, "rejected")
 
@@ -137,6 +157,7 @@ class ModelRegistry:
         ModelVersion or None
             What serves from now on; None is the rules.
         """
+        self.lock(cursor, agent_type)
         fallen = self.held(cursor, agent_type, "champion")
         if fallen is None:
             return None
@@ -155,25 +176,20 @@ class ModelRegistry:
             version = self.held(cursor, agent_type, alias)
             return self.get(cursor, version) if version else None
 
-    def holders(
-        self, cursor: psycopg.Cursor[Any], agent_type: str | None = None, *, lock: bool = False
-    ) -> dict[str, Holders]:
+    def holders(self, cursor: psycopg.Cursor[Any], agent_type: str | None = None) -> dict[str, Holders]:
         """Return what the aliases of each agent point to.
 
         Parameters
         ----------
         agent_type : str, optional
             Of this agent only.
-        lock : bool
-            Nobody moves them until the caller's transaction ends.
         """
         columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
         cursor.execute(
             "SELECT a.agent_type, a.alias, coalesce((SELECT e.as_of FROM alias_events e WHERE e.run_id = a.run_id AND "
             "e.agent_type = a.agent_type AND e.alias = a.alias AND e.new_version = a.version ORDER BY e.id DESC LIMIT 1), "
             f"a.created_at), coalesce(a.reason, ''), {columns} FROM model_aliases a JOIN model_versions v USING (version) "
-            "WHERE a.run_id = %s AND (%s::text IS NULL OR a.agent_type = %s) ORDER BY a.agent_type, a.alias"
-            + (" FOR UPDATE OF a" if lock else ""),
+            "WHERE a.run_id = %s AND (%s::text IS NULL OR a.agent_type = %s) ORDER BY a.agent_type, a.alias",
             (self._library.run_id, agent_type, agent_type),
         )
         found: dict[str, Holders] = {}
@@ -218,7 +234,8 @@ class ModelRegistry:
         columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
         with self._library.connection() as connection, connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT {columns} FROM model_versions v JOIN training_runs r USING (training_run_id) "
+                # an earlier run may have made the same bytes first: the version's row then names a training of that run
+                f"SELECT {columns} FROM training_runs r JOIN model_versions v ON v.version = r.metrics->>'version' "
                 "WHERE r.run_id = %s AND v.agent_type = %s AND r.kind = %s AND (%s::timestamptz IS NULL OR r.data_cutoff <= %s) "
                 "ORDER BY r.started_at DESC, v.version LIMIT 1",
                 (self._library.run_id, agent_type, kind, trained_until, trained_until),

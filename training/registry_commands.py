@@ -9,24 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
-
-import psycopg
+from typing import get_args
 
 from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from data_pipeline.library import runs
 from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
-from training import model_card, training_runs
+from training import chosen_run, model_card, training_runs
 from training.model_card_page import render_markdown
 from training.model_registry import Alias, ModelRegistry, ModelVersion
 from utils.artifacts import ArtifactCorrupt, verify
-from utils.clock import WallClock, isoformat
+from utils.clock import isoformat
 from utils.errors import ConfigError, SystemFault, nearest
-from utils.ids import ADHOC_RUN
 from utils.logs import complain
 from utils.schema import AgentType
 from utils.settings import OrchestratorConfig
@@ -61,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     rollback = add("rollback", "take a champion out of service; the previous version serves again, or the rules")
     rollback.add_argument("rolled_back", metavar="AGENT", choices=get_args(AgentType))
+    rollback.add_argument(
+        "--challenger", action="store_true", help="end the challenger's trial instead; the champion serves on"
+    )
     for moving in (promote, rollback):
         moving.add_argument("--reason", default="by hand", help="recorded with the move")
     return parser
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = open_library(config)
         try:
             with library.connection() as connection, connection.cursor() as cursor:
-                run = _run(cursor, getattr(options, "run", None))
+                run = chosen_run.choose(cursor, getattr(options, "run", None))
             library.run_id = run.run_id
             sys.stdout.write(_answer(options, config, library, run))
         finally:
@@ -99,31 +97,9 @@ def _answer(
         return _show(library, options.version)
     if options.command == "promote":
         return _promote(config, library, run, options.version, options.reason)
+    if options.challenger:
+        return _turn_down(library, run, options.rolled_back, options.reason)
     return _roll_back(library, run, options.rolled_back, options.reason)
-
-
-def _run(cursor: psycopg.Cursor[Any], named: str | None) -> Run:
-    """Return the run that is meant: the named one, else the newest live one that is not finished, else the newest."""
-    if named is not None:
-        cursor.execute("SELECT run_id FROM runs WHERE starts_with(run_id, %s) ORDER BY run_id", (named,))
-        found = [row[0].strip() for row in cursor]
-        if len(found) != 1 and named not in found:
-            what = f"runs {', '.join(found)}; give more digits" if found else "no such run"
-            raise ConfigError(f"run: {named!r} names {what}")
-        run_id = named if named in found else found[0]
-    else:
-        cursor.execute(
-            "SELECT run_id FROM runs WHERE mode = 'live' AND finished_at IS NULL AND run_id <> %s "
-            "ORDER BY created_at DESC, run_id LIMIT 1",
-            (ADHOC_RUN,),
-        )
-        row = cursor.fetchone()
-        newest = runs.newest(cursor)
-        run_id = row[0].strip() if row else newest.run_id if newest else ADHOC_RUN
-    run = runs.get(cursor, run_id)
-    if run is None:
-        raise ConfigError("run: this database holds no run yet; start the daemon once")
-    return run
 
 
 def _list(library: ExperienceLibraryPostgres, run: Run, agent_type: str | None) -> str:
@@ -174,11 +150,12 @@ def _promote(
 ) -> str:
     registry = ModelRegistry(library)
     with library.connection() as connection, connection.cursor() as cursor:
-        # until the commit no retention takes the bytes away
-        cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (version,))
         model = registry.get(cursor, version)
         if model is None:
             raise _unknown(registry, version)
+        registry.lock(cursor, model.agent_type)
+        # until the commit no retention takes the bytes away
+        cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (version,))
         former = registry.held(cursor, model.agent_type, "champion")
         if former == version:
             raise ConfigError(
@@ -191,7 +168,7 @@ def _promote(
             )
         if (damage := _damage(model)) is not None:
             raise ConfigError(f"{version} cannot serve: {damage}; take another version, or train anew")
-        registry.promote(cursor, model, _present(cursor, run), reason)
+        registry.promote(cursor, model, chosen_run.present(cursor, run), reason)
         cursor.execute(
             "SELECT r.run_id, r.mode FROM training_runs t JOIN runs r USING (run_id) WHERE t.training_run_id = %s",
             (model.training_run_id,),
@@ -213,6 +190,7 @@ def _promote(
 def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, reason: str) -> str:
     registry = ModelRegistry(library)
     with library.connection() as connection, connection.cursor() as cursor:
+        registry.lock(cursor, agent_type)
         fallen = registry.held(cursor, agent_type, "champion")
         if fallen is None:
             raise ConfigError(f"{agent_type} has no champion in run {run.run_id[:_SHOWN_RUN]}; the rules serve already")
@@ -220,7 +198,9 @@ def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, re
         cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (previous,))
         heir = registry.get(cursor, previous) if previous else None
         damage = _damage(heir) if heir is not None else None
-        heir = registry.withdraw(cursor, agent_type, _present(cursor, run), reason, to_previous=damage is None)
+        heir = registry.withdraw(
+            cursor, agent_type, chosen_run.present(cursor, run), reason, to_previous=damage is None
+        )
     for name in filter(None, (fallen, previous)):
         model_card.write(library, name)
     said = [
@@ -229,6 +209,19 @@ def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, re
     if damage is not None:
         said.append(f"note: {previous} was previous and cannot serve: {damage}")
     return "\n".join([*said, FOLLOWS]) + "\n"
+
+
+def _turn_down(library: ExperienceLibraryPostgres, run: Run, agent_type: str, reason: str) -> str:
+    registry = ModelRegistry(library)
+    with library.connection() as connection, connection.cursor() as cursor:
+        registry.lock(cursor, agent_type)
+        held = registry.holders(cursor, agent_type).get(agent_type, {}).get("challenger")
+        if held is None:
+            raise ConfigError(f"{agent_type} has no challenger in run {run.run_id[:_SHOWN_RUN]}; none is on trial")
+        registry.turn_down(cursor, held.model, chosen_run.present(cursor, run), reason)
+    version = held.model.version
+    model_card.write(library, version)
+    return f"{version} is no longer on trial for {agent_type} in run {run.run_id[:_SHOWN_RUN]}\n{FOLLOWS}\n"
 
 
 def _unknown(registry: ModelRegistry, version: str) -> ConfigError:
@@ -251,17 +244,3 @@ def _same_base(trained: str, configured: str) -> bool:
     return trained == configured or (
         Path(trained).exists() and Path(configured).exists() and Path(trained).resolve() == Path(configured).resolve()
     )
-
-
-def _present(cursor: psycopg.Cursor[Any], run: Run) -> datetime:
-    """Return the instant of a run's Clock: now for a live one, else the last one that it has reached."""
-    now = WallClock().now()
-    if run.mode == "live":
-        return now
-    cursor.execute(
-        "SELECT greatest((SELECT max(as_of) FROM portfolio_events WHERE run_id = %(run)s), (SELECT max(started_at) FROM "
-        "training_runs WHERE run_id = %(run)s), (SELECT max(as_of) FROM alias_events WHERE run_id = %(run)s))",
-        {"run": run.run_id},
-    )
-    row = cursor.fetchone()
-    return row[0] if row and row[0] else now

@@ -140,22 +140,27 @@ class Trials:
     def check(self, at: datetime) -> None:
         """Take in what has become known by an instant, and move the versions that it speaks for or against."""
         self.align()
-        for agent_type, known in list(self._agents.items()):
-            with self._library.connection() as connection, connection.cursor() as cursor:
-                for fold in (known.watch, known.challenger):
-                    if fold is not None:
-                        self._read(cursor, fold, at)
-            self._show(agent_type, known)
-            fallen = self._fallen(agent_type, known)
-            if fallen is not None:
-                self._withdraw(agent_type, known, at, fallen)
-            elif known.challenger is not None:
-                learning = self._learning
-                verdict = challenger_verdict(
-                    known.challenger.trial, learning.shadow_decisions, learning.shadow_sessions
-                )
-                if verdict is not None:
-                    self._conclude(agent_type, known, at, *verdict)
+        for agent_type in list(self._agents):
+            # to the end: a check that a kill cut off after its first move is repeated, and must lead to the same
+            while self._moves_one(agent_type, at):
+                continue
+
+    def _moves_one(self, agent_type: str, at: datetime) -> bool:
+        """Take in what is known of an agent's versions; return whether that has moved one of them."""
+        known = self._agents[agent_type]
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            for fold in (known.watch, known.challenger):
+                if fold is not None:
+                    self._read(cursor, fold, at)
+        self._show(agent_type, known)
+        fallen = self._fallen(agent_type, known)
+        if fallen is not None:
+            return self._withdraw(agent_type, known, at, fallen)
+        if known.challenger is None:
+            return False
+        learning = self._learning
+        verdict = challenger_verdict(known.challenger.trial, learning.shadow_decisions, learning.shadow_sessions)
+        return verdict is not None and self._conclude(agent_type, known, at, *verdict)
 
     def waiting(self, agent_type: str) -> str | None:
         """Return why an agent's trainings wait, in words: while a challenger is on trial another would only replace it."""
@@ -231,21 +236,21 @@ class Trials:
             return f"95 % of its last answers took up to {slow * 1000:.0f} ms; the limit is {LATENCY_LIMIT_S * 1000:.0f} ms"
         return None
 
-    def _withdraw(self, agent_type: str, known: _Agent, at: datetime, reason: str) -> None:
+    def _withdraw(self, agent_type: str, known: _Agent, at: datetime, reason: str) -> bool:
         def move(cursor: psycopg.Cursor[Any]) -> str:
             heir = self._registry.withdraw(cursor, agent_type, at, reason)
             return heir.version if heir is not None else "the configured policy"
 
         heir = self._moved(agent_type, known.holders, move)
-        if heir is not None:
-            self._telemetry.count("model_rollbacks_total", agent_type=agent_type)
-            fallen = known.holders["champion"].model.version
-            logger.warning(
-                "ROLLBACK: %s is withdrawn, %s serves the %s agent again: %s", fallen, heir, agent_type, reason
-            )
-            self.align()
+        if heir is None:
+            return False
+        self._telemetry.count("model_rollbacks_total", agent_type=agent_type)
+        fallen = known.holders["champion"].model.version
+        logger.warning("ROLLBACK: %s is withdrawn, %s serves the %s agent again: %s", fallen, heir, agent_type, reason)
+        self.align()
+        return True
 
-    def _conclude(self, agent_type: str, known: _Agent, at: datetime, promoted: bool, reason: str) -> None:
+    def _conclude(self, agent_type: str, known: _Agent, at: datetime, promoted: bool, reason: str) -> bool:
         model = known.holders["challenger"].model
 
         def move(cursor: psycopg.Cursor[Any]) -> str:
@@ -254,18 +259,20 @@ class Trials:
             return model.version
 
         if self._moved(agent_type, known.holders, move) is None:
-            return
+            return False
         self._telemetry.count("model_promotions_total" if promoted else "model_rejections_total", agent_type=agent_type)
         if promoted:
             logger.info("%s has passed its shadow stage and serves the %s agent: %s", model.version, agent_type, reason)
         else:
             logger.warning("%s is turned down after its shadow stage: %s", model.version, reason)
         self.align()
+        return True
 
     def _moved(self, agent_type: str, expected: Holders, move: Callable[[psycopg.Cursor[Any]], str]) -> str | None:
         """Move aliases in one transaction, unless somebody else has moved them meanwhile: then the next check looks anew."""
         with self._library.connection() as connection, connection.cursor() as cursor:
-            holders = self._registry.holders(cursor, agent_type, lock=True).get(agent_type, {})
+            self._registry.lock(cursor, agent_type)
+            holders = self._registry.holders(cursor, agent_type).get(agent_type, {})
             return move(cursor) if _names(holders) == _names(expected) else None
 
     def _show(self, agent_type: str, known: _Agent) -> None:

@@ -41,8 +41,8 @@ parents AS (SELECT r.config->>'parent_version' AS version FROM held JOIN model_v
     JOIN training_runs r USING (training_run_id)),
 rejected AS (SELECT version, row_number() OVER (PARTITION BY v.agent_type ORDER BY r.started_at DESC, v.created_at DESC) AS place
     FROM model_versions v JOIN training_runs r USING (training_run_id) WHERE v.state = 'rejected'),
-tuned AS (SELECT DISTINCT ON (r.run_id, v.agent_type) version FROM model_versions v JOIN training_runs r USING (training_run_id)
-    JOIN runs u ON u.run_id = r.run_id WHERE r.kind = 'sft' AND (u.run_id = %(run_id)s OR u.finished_at IS NULL)
+tuned AS (SELECT DISTINCT ON (r.run_id, v.agent_type) version FROM training_runs r
+    JOIN model_versions v ON v.version = r.metrics->>'version' JOIN runs u ON u.run_id = r.run_id WHERE r.kind = 'sft' AND (u.run_id = %(run_id)s OR u.finished_at IS NULL)
     ORDER BY r.run_id, v.agent_type, r.started_at DESC, version),
 read AS (SELECT config->>'champion_adapter' AS path FROM training_runs WHERE state = 'running'
     UNION SELECT config->>'start_adapter' FROM training_runs WHERE state = 'running')

@@ -82,13 +82,14 @@ _PAIRS = """
 def settled(
     cursor: psycopg.Cursor[Any], chosen: PairFilter, since: datetime | None, until: datetime
 ) -> Iterator[ShadowPair]:
-    """Yield the pairs whose outcome was known after `since` and by `until`, in order of maturity."""
+    """Yield the pairs whose outcome was known after `since` (None: any) and by `until`, in order of maturity."""
     cursor.execute(
         "SELECT s.trajectory_id, s.symbol, s.as_of, s.matured_at, s.actual_return, s.benchmark_return, "
         "(s.market_state->'inputs'->>'daily_volatility')::float8, s.recommendation, s.confidence, x.recommendation, "
-        f"x.confidence, x.abstained {_PAIRS} AND s.matured_at <= %(until)s AND s.matured_at > coalesce(%(since)s::timestamptz, '-infinity') "
+        f"x.confidence, x.abstained {_PAIRS} AND s.matured_at <= %(until)s AND s.matured_at > %(since)s "
         'ORDER BY s.matured_at, s.as_of, s.symbol COLLATE "C"',
-        {**_parameters(chosen), "since": since, "until": until},
+        # no outcome is known before its decision: without this bound every outcome of the agent would be looked at
+        {**_parameters(chosen), "since": since or chosen.decided_after, "until": until},
     )
     for identity, symbol, as_of, matured_at, actual, benchmark, volatility, call, confidence, *beside in cursor:
         serving = Side(call or "hold", confidence, False)
@@ -111,12 +112,12 @@ def said_beside(cursor: psycopg.Cursor[Any], trajectory_ids: Sequence[str], not_
 def fatal_findings(
     cursor: psycopg.Cursor[Any], chosen: PairFilter, since: datetime | None, until: datetime
 ) -> FatalTally:
-    """Count the pairs decided after `since` and by `until`, whatever came of them, and the fatal findings in them."""
+    """Count the pairs decided after `since` (None: any) and by `until`, whatever came of them, and the fatal findings in them."""
     fatal = "EXISTS (SELECT 1 FROM error_findings f WHERE f.trajectory_id = {}.trajectory_id AND f.severity = 'fatal')"
     cursor.execute(
         f"SELECT count(*), count(*) FILTER (WHERE {fatal.format('s')}), count(*) FILTER (WHERE {fatal.format('x')}), "
-        f"max(s.as_of) {_PAIRS} AND s.as_of <= %(until)s AND s.as_of > coalesce(%(since)s::timestamptz, '-infinity')",
-        {**_parameters(chosen), "since": since, "until": until},
+        f"max(s.as_of) {_PAIRS} AND s.as_of <= %(until)s AND s.as_of > %(since)s",
+        {**_parameters(chosen), "since": since or chosen.decided_after, "until": until},
     )
     row = cursor.fetchone()
     assert row is not None

@@ -153,6 +153,22 @@ def test_promote_and_rollback_move_aliases_in_the_run_and_say_what_serves(
     assert_refused(command("rollback", "technical", *at), "technical has no champion", "the rules serve already")
 
 
+def test_the_trial_of_a_challenger_is_ended_by_hand(place: Place, command: Callable[..., Ended]) -> None:
+    champion, challenger = (make_version(place.library, place.data_dir, seed) for seed in (1, 2))
+    promote(place.library, champion)
+    registry = ModelRegistry(place.library)
+    with place.library.connection() as connection, connection.cursor() as cursor:
+        registry.challenge(cursor, challenger.model, CUTOFF, "the gate")
+    at = ("--data_dir", place.data_dir)
+    ended = command("rollback", "technical", "--challenger", *at, "--reason", "its bytes are gone")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"{challenger.model.version} is no longer on trial for technical")
+    held = registry.held_by("technical")
+    assert {alias: found.model.version for alias, found in held.items()} == {"champion": champion.model.version}
+    assert registry.events("technical")[-1].reason == "its bytes are gone"
+    assert_refused(command("rollback", "technical", "--challenger", *at), "technical has no challenger")
+
+
 def test_promote_refuses_what_cannot_serve(place: Place, command: Callable[..., Ended]) -> None:
     at = ("--data_dir", place.data_dir)
     foreign = make_version(place.library, place.data_dir, 1, base_model="org/other-base")

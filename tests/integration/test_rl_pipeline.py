@@ -170,6 +170,7 @@ def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adap
                 "rejected",
             )  # fmt: skip
             registry.register(cursor, version)
+            training_runs.end(cursor, identity, "completed", START, metrics={"version": version.version})
     train_end = START + timedelta(days=1)
     assert pipeline._start(None, "builtin:tiny", train_end) == tmp_path / "adapter1"
     assert pipeline._start(None, "builtin:tiny", train_end - timedelta(hours=1)) == tmp_path / "adapter0"

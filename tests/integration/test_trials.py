@@ -6,6 +6,8 @@ The opinions are written by hand; they show when a version moves, not how good o
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -36,6 +38,7 @@ from training.pipelines.online_learning_loop import OnlineLearningConfig, Online
 from training.pipelines.trigger import SFTPipelineConfig
 from training.trials import NothingServed, Trials
 from utils.clock import VirtualClock
+from utils.errors import LibraryUnavailable
 from utils.settings import OrchestratorConfig
 
 pytestmark = pytest.mark.timeout(120)
@@ -335,6 +338,17 @@ def test_a_champion_and_a_challenger_are_on_trial_side_by_side(
     assert trials.snapshot()[0]["champion_trial"]["against"] == f"local:{CHAMPION}"
 
 
+def test_a_check_goes_on_after_its_first_move_as_a_repeated_one_would(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials]
+) -> None:
+    move(library, "challenge", add_version(library, CHALLENGER), decided(0))
+    shadows = ((f"local:{PREVIOUS}", True), (f"local:{CHALLENGER}", True))
+    decide(library, range(1, 20), (f"local:{CHAMPION}", False), *shadows)
+    make_trials().check(matured(19))
+    assert aliases(library) == {"champion": CHALLENGER, "previous": PREVIOUS}
+    assert state(library, CHAMPION) == "retired"
+
+
 def test_a_move_by_another_process_is_noticed_and_begins_the_trial_anew(
     library: ExperienceLibraryPostgres,
     challenged: ModelVersion,
@@ -455,6 +469,34 @@ def test_a_version_trained_by_hand_meanwhile_takes_the_place_of_the_challenger(
     assert state(library, CHALLENGER) == "rejected"
 
 
+def test_the_bytes_that_serve_trained_again_keep_their_verdict_and_are_no_challenger_of_themselves(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion
+) -> None:
+    before = aliases(library)
+    for outcome in ("promote", "reject"):
+        with library.connection() as connection, connection.cursor() as cursor:
+            conclude(ModelRegistry(library), cursor, crowned, verdict_of(outcome), decided(1))
+        champion = ModelRegistry(library).holder("technical", "champion")
+        assert champion is not None
+        assert (champion.state, champion.gate) == ("champion", GATE)
+        assert aliases(library) == before
+
+
+def test_two_who_promote_at_once_do_so_one_after_the_other(library: ExperienceLibraryPostgres) -> None:
+    first, second = (add_version(library, name) for name in (PREVIOUS, CHAMPION))
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    other = threading.Thread(target=move, args=(library, "promote", second, decided(2)))
+    deadline = time.monotonic() + 30
+    with library.connection() as connection, connection.cursor() as cursor:
+        ModelRegistry(library).promote(cursor, first, decided(1), "by hand")
+        other.start()
+        while cursor.execute(waiting).fetchone() == (0,):
+            assert time.monotonic() < deadline, "the other did not wait"
+    other.join(30)
+    assert aliases(library) == {"champion": CHAMPION, "previous": PREVIOUS}
+    assert state(library, PREVIOUS) == "retired"
+
+
 class NeverTrained:
     """A pipeline that must not be asked."""
 
@@ -478,6 +520,46 @@ def test_trainings_of_an_agent_wait_while_it_has_a_challenger_and_say_so(
     assert status["triggers"][0]["detail"].startswith(f"{CHALLENGER} is in its shadow stage: 0 of 50 decisions")
     assert status["versions"][0]["challenger"] == CHALLENGER
     assert status["training_log_count"] == 1  # that of the challenger
+
+
+class Impatient(threading.Event):
+    """Waits for nothing."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+class Awayed:
+    """A pipeline whose database is away the first time."""
+
+    kind = "sft"
+    config = SFTPipelineConfig()
+    on_progress: Any = None
+
+    def __init__(self, done: threading.Event, clock: VirtualClock) -> None:
+        self._done = done
+        self._clock = clock
+        self.asked: list[Any] = []
+
+    def run_pipeline(self, **asked: Any) -> dict[str, Any]:
+        self.asked.append(asked["at"])
+        if len(self.asked) == 1:
+            self._clock.advance_to(asked["at"] + timedelta(minutes=1))
+            raise LibraryUnavailable("gone")
+        self._done.set()
+        return {"run_id": None, "skipped": "nothing to do"}
+
+
+def test_a_check_that_the_database_cut_off_is_made_up_for_within_its_interval(
+    library: ExperienceLibraryPostgres, make_trials: Callable[..., Trials]
+) -> None:
+    stop = Impatient()
+    clock = VirtualClock(decided(0))
+    pipelines: list[Any] = [Awayed(stop, clock)]
+    loop = OnlineLearningLoop(OnlineLearningConfig(), library, pipelines, clock, trials=make_trials())
+    loop._stop = stop
+    loop._run()
+    assert pipelines[0].asked == [decided(0), decided(0) + timedelta(minutes=1)]
 
 
 def test_the_versions_are_looked_at_at_every_check_and_while_none_comes_once_a_minute(

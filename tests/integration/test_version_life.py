@@ -27,13 +27,14 @@ from evaluation.gate import GateEvidence, evaluate_gate
 from training import error_budget, model_card, training_runs, version_retention
 from training.model_expiry import ModelExpiry, StaleModels
 from training.model_registry import ModelRegistry, ModelVersion
+from training.pipelines import by_hand, one_at_a_time
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.conclusion import conclude
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import SFTPipelineConfig
 from training.trials import NothingServed, Trials
 from utils.clock import VirtualClock
-from utils.errors import TrainingFailed
+from utils.errors import LibraryUnavailable, TrainingFailed
 from utils.settings import OrchestratorConfig
 
 AGENTS = {"technical": 365.0}
@@ -127,9 +128,10 @@ def test_a_training_that_gives_the_bytes_of_the_champion_again_changes_neither_i
         state = conclude(registry, cursor, again, nothing, CUTOFF)
         after_it = registry.get(cursor, again.version)
     assert state == "champion"
-    assert after_it == before
     assert before is not None
-    assert (before.path, before.gate) == (made.model.path, made.model.gate)
+    assert after_it is not None
+    assert (after_it.state, after_it.gate) == (before.state, before.gate) == ("champion", made.model.gate)
+    assert after_it.path == again.path
     assert len(registry.events()) == 1
 
 
@@ -271,6 +273,69 @@ def test_too_little_disk_or_memory_blocks_live_once_with_a_pause_and_in_a_replay
     assert roomy.run_pipeline(at=after(200) + timedelta(minutes=61))["verdict"] == "promote"
 
 
+def test_while_one_process_trains_another_waits_and_leaves_its_record_alone(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    fill(library, range(200), random.Random(5))
+    make_version(library, tmp_path, 1, training_state="running")
+    pipeline = StandIn(SFTPipelineConfig(data_dir=tmp_path), library)
+    with one_at_a_time.alone(tmp_path) as alone:
+        assert alone
+        result = pipeline.run_pipeline(at=after(200))
+    assert (result["run_id"], result["success"]) == (None, False)
+    assert "another process is training" in result["skipped"]
+    assert [run.state for run in trainings(library)] == ["running"]
+    assert pipeline.run_pipeline(at=after(200))["verdict"] == "promote"  # the other has ended without a word
+    assert sorted(run.state for run in trainings(library)) == ["completed", "failed"]
+
+
+class CutOff(StandIn):
+    """Fine-tuning whose database goes away before the verdict is stored, once."""
+
+    away = True
+
+    def _conclude(self, *given: Any) -> None:
+        if self.away:
+            self.away = False
+            raise LibraryUnavailable("gone")
+        super()._conclude(*given)
+
+
+def test_a_live_training_that_the_database_cut_off_goes_on_as_itself_and_pays_for_one_look(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    fill(library, range(200), random.Random(5))
+    pipeline = CutOff(SFTPipelineConfig(data_dir=tmp_path), library)
+    with pytest.raises(LibraryUnavailable):
+        pipeline.run_pipeline(at=after(200))
+    assert pipeline.run_pipeline(at=after(200))["verdict"] == "promote"
+    (run,) = trainings(library)
+    assert (run.state, (run.metrics or {})["error_spent"]) == ("completed", 0.02)
+
+
+def test_a_training_by_hand_has_the_clock_of_its_run(
+    library: ExperienceLibraryPostgres, tmp_path: Path, fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(library, range(200), random.Random(5))
+    run = "d" * 32
+    with library.connection() as connection:
+        connection.execute(
+            "INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, 'replay', '{}', '{}')", (run,)
+        )
+        connection.execute("UPDATE trajectories SET run_id = %s", (run,))
+    library.run_id = run
+    move_at = after(200)
+    promote(library, make_version(library, tmp_path, 1, kind="rl", cutoff=START), move_at)
+    monkeypatch.setattr(by_hand, "open_library", lambda settings: ExperienceLibraryPostgres(dsn=fresh_database))
+    monkeypatch.setattr(by_hand, "AutomatedSFTPipeline", StandIn)
+    assert by_hand.main("sft", ["--data_dir", str(tmp_path), "--run", run[:6]]) == 0
+    (trained,) = [found for found in trainings(library) if found.kind == "sft"]
+    assert (trained.started_at, trained.ended_at) == (move_at, move_at)
+    held = ModelRegistry(library).held_by("technical")["challenger"]
+    assert held.since == move_at  # the daemon's next decisions are those that it is tried on
+    assert by_hand.main("sft", ["--data_dir", str(tmp_path), "--run", "unheard-of"]) == 2
+
+
 def test_a_champion_that_is_too_old_is_withdrawn_to_the_rules_with_its_reason(
     library: ExperienceLibraryPostgres, tmp_path: Path
 ) -> None:
@@ -302,6 +367,25 @@ def test_the_learning_loop_withdraws_what_is_too_old_and_its_card_says_why(
     loop.check(CUTOFF + timedelta(days=366))
     assert ModelRegistry(library).holder("technical", "champion") is None
     assert "expired: " in (old.folder / model_card.CARD_MD).read_text()
+
+
+def test_a_champion_promoted_by_hand_meanwhile_does_not_expire_in_place_of_the_old_one(
+    library: ExperienceLibraryPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, fresh = (make_version(library, tmp_path, seed) for seed in (1, 2))
+    promote(library, old)
+    read = StaleModels.champion
+
+    def read_and_lose(self: StaleModels, agent_type: str) -> Any:
+        found = read(self, agent_type)
+        promote(library, fresh)
+        return found
+
+    monkeypatch.setattr(StaleModels, "champion", read_and_lose)
+    assert ModelExpiry(library, AGENTS).check(CUTOFF + timedelta(days=366)) == []
+    champion = ModelRegistry(library).holder("technical", "champion")
+    assert champion is not None
+    assert champion.version == fresh.model.version
 
 
 def test_no_limit_of_age_expires_nothing(library: ExperienceLibraryPostgres, tmp_path: Path) -> None:
@@ -475,6 +559,27 @@ def test_an_adapter_trained_again_after_its_bytes_went_is_found_at_its_new_place
         found = registry.get(cursor, made.model.version)
     assert found is not None
     assert found.path == again.path
+
+
+def test_bytes_that_an_earlier_run_made_first_are_found_and_kept_for_the_run_that_made_them_again(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    made = make_version(library, tmp_path, 1, state="trained")
+    again, training = "e" * 32, uuid.UUID(int=2)
+    with library.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO runs (run_id, mode, config, data_hashes) VALUES (%s, 'replay', '{}', '{}')", (again,)
+        )
+        training_runs.record_failure(cursor, training, again, "technical", "sft", CUTOFF, "")
+        training_runs.end(cursor, training, "completed", CUTOFF, metrics={"version": made.model.version})
+        cursor.execute("UPDATE runs SET finished_at = now() WHERE run_id <> %s", (again,))
+        ModelRegistry(library).register(cursor, made.model)
+    library.run_id = again
+    found = ModelRegistry(library).newest_of_kind("technical", "sft")
+    assert found is not None
+    assert found.version == made.model.version
+    version_retention.tidy(library, tmp_path, keep_rejected=0)
+    assert kept([made]) == [True]
 
 
 def test_the_learning_loop_tidies_after_a_training(library: ExperienceLibraryPostgres, tmp_path: Path) -> None:

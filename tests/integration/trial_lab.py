@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -55,8 +56,9 @@ def add_version(
 ) -> ModelVersion:
     """Register a version under a training of its own; its agent stands in its name."""
     agent_type, training = name.split("@")[0], uuid.uuid4()
+    nowhere = Path(tempfile.gettempdir()) / "versions-without-bytes" / name / "adapter"  # its card is written beside it
     model = ModelVersion(
-        name, agent_type, training, adapter.folder if adapter else Path("adapter"), adapter.sha256 if adapter else "0" * 64,
+        name, agent_type, training, adapter.folder if adapter else nowhere, adapter.sha256 if adapter else "0" * 64,
         "builtin:tiny", base_sha256, base_dir, gate, "trained",
     )  # fmt: skip
     with library.connection() as connection, connection.cursor() as cursor:

@@ -194,3 +194,28 @@ def test_latencies_are_kept_of_a_live_coordinator_alone(market: Any) -> None:
         decide(market, coordinator)
         assert len(coordinator.latencies_s("technical", "test:model")) == kept
         coordinator.close()
+
+
+def test_a_model_in_whose_place_rules_answer_is_charged_with_the_time_that_it_took(market: Any) -> None:
+    ticks = iter(range(10_000))
+    coordinator = Coordinator(CONFIG, timer=lambda: float(next(ticks)))
+    slow = Shadow("technical")
+    slow.error = ProviderError("no answer within 10 s", kind="timeout")
+    coordinator.set_policy("technical", slow)
+    assert {a.decision.agents["technical"].policy for a in decide(market, coordinator)} == {"rules"}
+    assert len(coordinator.latencies_s("technical", slow.name)) == len(SYMBOLS)
+    assert coordinator.latencies_s("technical", "rules") == []
+    coordinator.close()
+
+
+def test_a_policy_that_takes_its_seat_again_is_not_measured_by_its_former_time_in_it(market: Any) -> None:
+    ticks = iter(range(10_000))
+    coordinator = with_policies(Server("technical", "buy", 0.6, waits=False), timer=lambda: float(next(ticks)))
+    policy = coordinator.serving("technical")
+    assert policy is not None
+    decide(market, coordinator)
+    others = coordinator.latencies_s("news", coordinator.policies["news"])
+    coordinator.set_policy("technical", policy)
+    assert coordinator.latencies_s("technical", policy.name) == []
+    assert coordinator.latencies_s("news", coordinator.policies["news"]) == others != []
+    coordinator.close()

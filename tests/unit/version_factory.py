@@ -77,7 +77,9 @@ def make_version(
             dataset_id=dataset, started_at=begun,
         )  # fmt: skip
         if training_state != "running":
-            training_runs.end(cursor, training, training_state, begun, metrics=metrics)
+            training_runs.end(
+                cursor, training, training_state, begun, metrics={"version": model.version, **(metrics or {})}
+            )
         ModelRegistry(library).register(cursor, model)
     return Made(model, folder)
 

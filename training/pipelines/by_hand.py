@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_pipeline.library import runs
 from data_pipeline.library_access import open_library
+from training import chosen_run
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
@@ -46,12 +46,10 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     try:
-        if options.run is None:
-            with library.connection() as connection, connection.cursor() as cursor:
-                newest = runs.newest(cursor)
-            library.run_id = newest.run_id if newest else library.run_id
-        else:
-            library.run_id = options.run
+        with library.connection() as connection, connection.cursor() as cursor:
+            run = chosen_run.choose(cursor, options.run)
+            present = chosen_run.present(cursor, run)
+        library.run_id = run.run_id
         pipeline = _pipeline(kind, settings, library, options)
         pipeline.on_progress = _Terminal().show
 
@@ -60,7 +58,7 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> int:
 
         former = signal.signal(signal.SIGINT, stop)
         try:
-            result = pipeline.run_pipeline(options.market_regime, options.force)
+            result = pipeline.run_pipeline(options.market_regime, options.force, at=present)
         finally:
             signal.signal(signal.SIGINT, former)
     except SystemFault as error:
@@ -82,7 +80,9 @@ def _options(kind: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", dest="config_path", metavar="FILE", help="YAML file, by default config/system.yaml")
     parser.add_argument("--hyper_parameters", type=Path, metavar="FILE", help=f"YAML file, by default {_default(kind)}")
     parser.add_argument("--market_regime", metavar="LABEL", help="train on decisions of this regime only")
-    parser.add_argument("--run", metavar="ID", help="whose experiences, by default the daemon's newest run")
+    parser.add_argument(
+        "--run", metavar="ID", help="whose experiences, the first digits suffice; by default the newest run"
+    )
     return parser.parse_args(arguments)
 
 

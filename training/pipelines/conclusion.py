@@ -39,13 +39,14 @@ def conclude(
     str
         The version's state: rejected, trained (without enough evidence for a verdict), shadow or champion.
     """
-    holders = registry.holders(cursor, model.agent_type, lock=True).get(model.agent_type, {})
+    state = {"promote": "shadow" if shadow_stage else "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
+    model = dataclasses.replace(model, gate=verdict.to_dict(), state=state)
+    registry.lock(cursor, model.agent_type)
+    registry.register(cursor, model)
+    holders = registry.holders(cursor, model.agent_type).get(model.agent_type, {})
     for held in (holders.get("champion"), holders.get("challenger")):
         if held is not None and held.model.version == model.version:
             return held.model.state
-    state = {"promote": "shadow" if shadow_stage else "champion", "reject": "rejected"}.get(verdict.verdict, "trained")
-    model = dataclasses.replace(model, gate=verdict.to_dict(), state=state)
-    registry.register(cursor, model)
     reason = verdict.reasons[0] if verdict.reasons else "the gate"
     if state == "champion":
         registry.promote(cursor, model, at, reason)

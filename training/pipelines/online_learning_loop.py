@@ -248,6 +248,7 @@ class OnlineLearningLoop:
                 self.check(self._clock.now())
             except LibraryUnavailable as error:
                 logger.warning("the learning loop waits: %s", error)
+                self._last_check = None  # what was left of the check is not put off by an interval
                 self._library.revive()
             self._stop.wait(min(self.config.check_interval_hours * 3600, 60.0))
 

@@ -23,7 +23,7 @@ def check(ready: Readiness, config: PipelineConfig, spent: Sequence[GateSpending
     spent : sequence of GateSpending
         By all gates of the agent.
     """
-    if not ready.ready or ready.resumes:
+    if not ready.ready or ready.resumes is not None:
         return ready
     wait = error_budget.why_it_waits(config.error_budget_per_year, spent, at)
     if wait is not None:

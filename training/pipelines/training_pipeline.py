@@ -30,7 +30,7 @@ from training.job import TrainingJob, TrainingResult
 from training.launcher import ChildResult, run_training_child
 from training.model_expiry import StaleModels
 from training.model_registry import ModelRegistry, ModelVersion, version_name
-from training.pipelines import gate_evidence, preconditions
+from training.pipelines import gate_evidence, one_at_a_time, preconditions
 from training.pipelines.baseline import configured_calls
 from training.pipelines.conclusion import conclude
 from training.pipelines.gate_evidence import Call
@@ -110,7 +110,10 @@ class TrainingPipeline(ABC, Generic[C]):
         ]
 
     def readiness(self, at: datetime, *, force: bool = False) -> Readiness:
-        """Say whether to train now, and in words what it waits for; a run that a stop cut off is recorded as failed."""
+        """Say whether to train now, and in words what it waits for; a run that a stop cut off is recorded as failed.
+
+        Whoever calls it is to be the only one who trains: what is still running in the database then runs no more.
+        """
         agent_type = self.config.agent_type
         with self._library.connection() as connection, connection.cursor() as cursor:
             past = training_runs.of_run(cursor, self._library.run_id, agent_type, self.kind)
@@ -148,9 +151,15 @@ class TrainingPipeline(ABC, Generic[C]):
         dict
             run_id, steps, success, duration (s), and error, skipped or verdict where there is one.
         """
-        at = at or self._clock.now()
+        with one_at_a_time.alone(self.config.data_dir) as alone:
+            if alone:
+                return self._run(market_regime, force_retrain, at or self._clock.now())
+        busy = one_at_a_time.BUSY.format(self.config.data_dir)
+        return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": busy}
+
+    def _run(self, market_regime: str | None, force_retrain: bool, at: datetime) -> dict[str, Any]:
         ready = self.readiness(at, force=force_retrain)
-        identity = self._identity(at)
+        identity = ready.resumes or self._identity(at)
         if not ready.ready or ready.split is None:
             recorded = ready.blocked is not None and not self.config.derived_ids
             if recorded:

@@ -6,6 +6,7 @@ answer "insufficient evidence" is not started.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -197,8 +198,8 @@ class Readiness:
 
     Attributes
     ----------
-    resumes : bool
-        One that a kill cut off goes on.
+    resumes : uuid.UUID, optional
+        The training that a kill, or a database that went away, cut off: it goes on under its identity.
     blocked : str, optional
         What the machine lacks for it, in words.
     needed : int
@@ -209,7 +210,7 @@ class Readiness:
     new_calls: int
     detail: str
     split: Split | None = None
-    resumes: bool = False
+    resumes: uuid.UUID | None = None
     blocked: str | None = None
     needed: int = 0
 
@@ -233,11 +234,14 @@ def assess(
     force : bool
         Neither wait for the interval nor for new calls.
     """
-    if any(run.state == "running" and run.started_at == at for run in past):
+    cut_off = next((run for run in past if run.state == "running" and run.started_at == at), None)
+    if cut_off is not None:
         tallies = tally()
         split = _split(config, tallies)
         usable = usable_calls(tallies, split, None, config.count)
-        return Readiness(split.train_end is not None, usable, "an interrupted run goes on", split, resumes=True)
+        return Readiness(
+            split.train_end is not None, usable, "an interrupted run goes on", split, cut_off.training_run_id
+        )
     last = next((run for run in past if run.state == "completed"), None)
     if not force and (wait := _must_wait(config, past, last, at)):
         return Readiness(False, 0, wait)
