@@ -242,7 +242,7 @@ def _by_regime(
     for regime in sorted(groups):
         rows = _by_session(groups[regime], lambda d: (d.champion_reward, d.challenger_reward))
         series[regime] = rows[:, 1] - rows[:, 0]
-    least = max(settings.min_sessions, MIN_BLOCKS * blocks.sessions)
+    least = max(settings.min_regime_sessions, MIN_BLOCKS * blocks.sessions)
     judged = sum(len(differences) >= least for differences in series.values())
     figures = []
     for regime, differences in series.items():

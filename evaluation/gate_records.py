@@ -115,7 +115,9 @@ class GateSettings:
     Attributes
     ----------
     min_sessions, min_decisions : int
-        Below either there is no verdict on quality; below the first a regime is not judged.
+        Below either there is no verdict on quality.
+    min_regime_sessions : int
+        Below it a regime is not judged.
     level : float
         One-sided level of the lower bounds. An iid test at 5 % promotes policies without skill in up to 83 % of trials
         on dependent decisions; blocks of 20 sessions leave 9 %, hence 2 %. It is the error of one gate: successive
@@ -153,6 +155,7 @@ class GateSettings:
     """
 
     min_sessions: int = 60
+    min_regime_sessions: int = 60
     min_decisions: int = 200
     level: float = 0.98
     min_block_sessions: int = 20
@@ -187,7 +190,15 @@ class GateSettings:
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share 0..1, not {getattr(self, name)}")
-        for name in ("min_sessions", "min_decisions", "min_block_sessions", "block_horizons", "min_states", "draws"):
+        for name in (
+            "min_sessions",
+            "min_regime_sessions",
+            "min_decisions",
+            "min_block_sessions",
+            "block_horizons",
+            "min_states",
+            "draws",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 

@@ -16,7 +16,8 @@ NOT_KNOWN = "-"
 
 _KINDS = {"sft": "fine-tuning (SFT)", "rl": "reinforcement learning (GRPO)"}
 _SHOWN_ELSEWHERE = {"algorithm", "code_version", "parent_version", "job_id", "agent_type", "base_model"}
-_OF_THE_VERDICT = {"verdict", "reasons", "by_regime"}
+_OF_THE_VERDICT = {"verdict", "reasons", "by_regime", "criteria"}
+_MET = {True: "met", False: "NOT MET", None: "not to be judged"}
 
 Row = tuple[str, str]
 
@@ -27,10 +28,16 @@ def render_markdown(card: ModelCard) -> str:
     for title, rows in _sections(card):
         lines += [f"## {title}", "", *_table(("", ""), rows), ""]
     lines += [f"## Verdict: {_verdict(card)}", "", *(f"- {reason}" for reason in _reasons(card)), ""]
-    if numbers := _numbers(card):
-        lines += [*_table(("figure of the gate", "value"), numbers), ""]
+    if criteria := _criteria(card):
+        lines += ["## What the gate asked for", ""]
+        lines += [
+            f"- {name}: {met}. {text}{f' ({figures})' if figures else ''}" for name, met, text, figures in criteria
+        ]
+        lines += [""]
     if regimes := _regimes(card):
-        lines += ["## By regime", "", "Reported, never decided on.", "", *_table(_REGIME_HEAD, regimes), ""]
+        lines += ["## By regime", "", *_table(_REGIME_HEAD, regimes), ""]
+    if numbers := _numbers(card):
+        lines += ["## Every figure of the gate", "", *_table(("", ""), numbers), ""]
     lines += ["## Aliases", "", *(_table(_EVENT_HEAD, events) if (events := _events(card)) else ["It never held one."])]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -46,6 +53,7 @@ def render_html(card: ModelCard) -> str:
         summary=_summary(card),
         verdict=_verdict(card),
         reasons=_reasons(card),
+        criteria=_criteria(card),
         charts=verdict_charts(card.model.gate or {}),
         sections=_sections(card),
         numbers=_numbers(card),
@@ -128,6 +136,19 @@ def _first_and_last(metrics: Mapping[str, Any]) -> Iterator[Row]:
 def _numbers(card: ModelCard) -> list[Row]:
     gate = {name: value for name, value in (card.model.gate or {}).items() if name not in _OF_THE_VERDICT}
     return [(name, _text(value)) for name, value in _flat(gate)]
+
+
+def _criteria(card: ModelCard) -> list[tuple[str, str, str, str]]:
+    """Return name, whether it is met, words and figures of everything that the gate asked for."""
+    return [
+        (
+            str(item["name"]).replace("_", " "),
+            _MET[item["met"]],
+            str(item["text"]),
+            ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in _flat(item.get("figures") or {})),
+        )
+        for item in (card.model.gate or {}).get("criteria", ())
+    ]
 
 
 def _regimes(card: ModelCard) -> list[tuple[str, ...]]:

@@ -185,16 +185,18 @@ class Trials:
         known = _Agent(holders, last_move=last_move)
         challenger, champion, previous = (holders.get(a) for a in ("challenger", "champion", "previous"))
         if challenger is not None:
-            chosen = self._filter(agent_type, None, _policy(challenger), challenger)
+            # beside what serves now: what it was better than before says nothing of that
+            since = max(challenger.since, champion.since) if champion is not None else challenger.since
+            chosen = self._filter(agent_type, None, _policy(challenger), since)
             known.challenger = self._fold(chosen, challenger, before.challenger if before else None)
         if champion is not None:
             reference = self._serving.reference(agent_type) if previous is None else _policy(previous)
-            chosen = self._filter(agent_type, _policy(champion), reference, champion)
+            chosen = self._filter(agent_type, _policy(champion), reference, champion.since)
             known.watch = self._fold(chosen, champion, before.watch if before else None)
         return known
 
-    def _filter(self, agent_type: str, serving: str | None, shadow: str, held: Held) -> PairFilter:
-        return PairFilter(self._library.run_id, agent_type, serving, shadow, held.since)
+    def _filter(self, agent_type: str, serving: str | None, shadow: str, since: datetime) -> PairFilter:
+        return PairFilter(self._library.run_id, agent_type, serving, shadow, since)
 
     def _fold(self, chosen: PairFilter, held: Held, before: _Fold | None) -> _Fold:
         if before is not None and before.chosen == chosen:

@@ -292,10 +292,20 @@ def test_a_row_that_is_none_ends_the_run_by_its_line(bench: Bench, tmp_path: Pat
         bench.launch("bad", rl_command(path))
 
 
-def test_an_adapter_of_another_base_is_not_trained_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_of_another_base_or_a_damaged_one_is_neither_trained_on_nor_examined(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     base = build_base_model(bench.cache, MICRO)
     folder = bench.folder / "foreign"
     folder.mkdir()
     seal(folder, {"base_sha256": "0" * 64})
     assert not same_base(folder, verify(base).digest, "the adapter to start from")
     assert "another base model" in caplog.text
+    whole = bench.folder / "whole"
+    whole.mkdir()
+    (whole / "weights").write_bytes(b"1")
+    seal(whole, {"base_sha256": verify(base).digest})
+    assert same_base(whole, verify(base).digest, "the champion to examine")
+    (whole / "weights").write_bytes(b"2")
+    assert not same_base(whole, verify(base).digest, "the champion to examine")
+    assert "the champion to examine in" in caplog.text

@@ -338,15 +338,22 @@ def test_a_champion_and_a_challenger_are_on_trial_side_by_side(
     assert trials.snapshot()[0]["champion_trial"]["against"] == f"local:{CHAMPION}"
 
 
-def test_a_check_goes_on_after_its_first_move_as_a_repeated_one_would(
+def test_a_rollback_begins_the_challengers_trial_anew_beside_what_serves_now(
     library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials]
 ) -> None:
     move(library, "challenge", add_version(library, CHALLENGER), decided(0))
     shadows = ((f"local:{PREVIOUS}", True), (f"local:{CHALLENGER}", True))
     decide(library, range(1, 20), (f"local:{CHAMPION}", False), *shadows)
-    make_trials().check(matured(19))
-    assert aliases(library) == {"champion": CHALLENGER, "previous": PREVIOUS}
+    trials = make_trials()
+    trials.check(matured(19))
+    trials.check(matured(19))
+    assert aliases(library) == {"champion": PREVIOUS, "challenger": CHALLENGER}
     assert state(library, CHAMPION) == "retired"
+    assert trials.waiting("technical") == f"{CHALLENGER} is in its shadow stage: 0 of 50 decisions, 0 of 5 sessions"
+    last = matured(19).date() - decided(0).date()
+    decide(library, range(last.days + 1, last.days + 6), (f"local:{PREVIOUS}", True), (f"local:{CHALLENGER}", True))
+    trials.check(matured(last.days + 5))
+    assert aliases(library)["champion"] == CHALLENGER
 
 
 def test_a_move_by_another_process_is_noticed_and_begins_the_trial_anew(

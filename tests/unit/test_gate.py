@@ -272,6 +272,12 @@ def test_regimes_are_reported_and_those_with_too_few_sessions_are_not_judged() -
     assert criterion(evaluate_gate(clear_edge()), "regimes").met is None
 
 
+def test_a_longer_held_out_period_asks_for_no_longer_regimes() -> None:
+    evidence = clear_edge(regimes=["bull_market"] * 100 + ["crash"] * 60)
+    verdict = evaluate_gate(evidence, GateSettings(min_sessions=160))
+    assert [figures.lower_bound is not None for figures in verdict.by_regime] == [True, True]
+
+
 def in_two_regimes(rng: np.random.Generator, first: float, second: float, sessions: int = 240) -> GateEvidence:
     """Edges in two regimes that take turns every ten sessions; symbols move on their own."""
     crash = np.arange(sessions) // 10 % 2 == 1

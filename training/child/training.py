@@ -50,11 +50,15 @@ def processes() -> int:
 
 
 def same_base(adapter: Path, base_sha256: str, what: str) -> bool:
-    """Return whether an adapter lies on the base model, and warn where it does not: it is of no use then."""
-    same = bool(verify(adapter).meta.get("base_sha256") == base_sha256)
-    if not same:
-        logger.warning("%s in %s is left out: it belongs to another base model", what, adapter)
-    return same
+    """Return whether an adapter is whole and lies on the base model, and warn where not: it is of no use then."""
+    try:
+        if verify(adapter).meta.get("base_sha256") == base_sha256:
+            return True
+        reason = "it belongs to another base model"
+    except ArtifactCorrupt as error:
+        reason = str(error)
+    logger.warning("%s in %s is left out: %s", what, adapter, reason)
+    return False
 
 
 def load_base(job: TrainingJob, base: BaseModel) -> tuple[Any, Any, dict[str, Any]]:
