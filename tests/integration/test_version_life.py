@@ -248,8 +248,12 @@ def test_a_failed_training_keeps_its_trigger_and_is_tried_again_after_a_growing_
 @pytest.mark.parametrize(
     ("changes", "setting"), [({"free_memory_gb": 1e6}, "free_memory_gb"), ({"disk_budget_gb": 1e-9}, "disk_budget_gb")]
 )
-def test_too_little_disk_or_memory_blocks_live_once_with_a_pause_and_in_a_replay_without_a_trace(
-    library: ExperienceLibraryPostgres, tmp_path: Path, changes: dict[str, float], setting: str
+def test_too_little_disk_or_memory_blocks_live_once_with_a_pause_and_in_a_replay_with_a_word_and_no_trace(
+    library: ExperienceLibraryPostgres,
+    tmp_path: Path,
+    changes: dict[str, float],
+    setting: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fill(library, range(200), random.Random(5))
     (tmp_path / "datasets").mkdir()
@@ -259,6 +263,8 @@ def test_too_little_disk_or_memory_blocks_live_once_with_a_pause_and_in_a_replay
     assert result["skipped"].startswith("blocked: ")
     assert f"learning.{setting} is" in result["skipped"]
     assert trainings(library) == []
+    replayed.run_pipeline(at=after(200))
+    assert caplog.text.count("this replay is not the one that a larger machine gives") == 1
     live = StandIn(replace(replayed.config, derived_ids=False), library)
     assert live.run_pipeline(at=after(200))["run_id"] is not None
     (blocked,) = trainings(library)

@@ -81,6 +81,7 @@ class TrainingPipeline(ABC, Generic[C]):
         self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._telemetry = telemetry
         self.stop_event = threading.Event()
+        self._said_blocked = False
 
     @abstractmethod
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
@@ -164,6 +165,12 @@ class TrainingPipeline(ABC, Generic[C]):
             recorded = ready.blocked is not None and not self.config.derived_ids
             if recorded:
                 self._record_failure(identity, at, str(ready.blocked), "blocked")
+            elif ready.blocked is not None and not self._said_blocked:
+                logger.warning(
+                    "training of the %s agent (%s) does not begin, and this replay is not the one that a larger machine "
+                    "gives: %s", self.config.agent_type, self.kind, ready.blocked,
+                )  # fmt: skip
+            self._said_blocked = ready.blocked is not None
             run_id = str(identity) if recorded else None
             return {"run_id": run_id, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
         started = time.monotonic()
