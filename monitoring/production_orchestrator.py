@@ -34,7 +34,7 @@ from monitoring.http_endpoint import HttpEndpoint
 from monitoring.library_care import LibraryCare
 from monitoring.metrics_collector import MetricsCollector
 from monitoring.scope import refuse_what_is_not_there
-from monitoring.stage import Stage
+from monitoring.stage import Repeated, Stage
 from monitoring.status import build_status
 from monitoring.summary import FORWARD, summarise
 from monitoring.supervision import SupervisedThread
@@ -348,8 +348,9 @@ class ProductionOrchestrator:
         if self.pipeline is None:
             return
         upkeep = DailyUpkeep(library, self.config.retention, self.judging.ungraded_agents if self.judging else ())
+        work = Repeated(upkeep.after(learn))
         stage = Stage(
-            "learning", upkeep.after(learn), lambda: None, library.revive, self._state_setter(component, "learning"),
+            "learning", work, work.recover, library.revive, self._state_setter(component, "learning"),
             idle=idle,
         )  # fmt: skip
         upkeep.stopped = stage.thread.heartbeat.stop.is_set

@@ -138,3 +138,28 @@ class Stage(Generic[Item]):
         """Do the work; while the database is away, wait; told to stop, leave it to the next start."""
         with contextlib.suppress(LibraryUnavailable):  # comes through only once it was told to stop
             patiently(self.thread.name, work, heartbeat.stop, self._revive)
+
+
+class Repeated(Generic[Item]):
+    """Work of a stage of which the database does not say what is left: an item that failed is done again by the recovery.
+
+    Parameters
+    ----------
+    process : callable
+        Does one item; safe to repeat.
+    """
+
+    def __init__(self, process: Callable[[Item], None]) -> None:
+        self._process = process
+        self._failed: list[Item] = []
+
+    def __call__(self, item: Item) -> None:
+        """Do an item, and remember it until it is done."""
+        self._failed = [item]
+        self._process(item)
+        self._failed = []
+
+    def recover(self) -> None:
+        """Do the item again that was in hand when the thread died, if one was."""
+        for item in self._failed:
+            self(item)

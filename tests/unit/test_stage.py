@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monitoring import stage as stage_module
-from monitoring.stage import Stage
+from monitoring.stage import Repeated, Stage
 from monitoring.supervision import Heartbeat
 from utils.errors import ComponentStartError, LibraryUnavailable, ProviderError
 
@@ -228,3 +228,22 @@ def test_an_item_whose_giver_waited_through_the_recovery_is_still_counted(make) 
     hold.set()
     assert stage.wait_idle(Heartbeat())
     assert (done, stage.pending) == ([1, 2], 0)
+
+
+def test_repeated_work_does_the_item_again_that_it_died_on_and_the_waiting_giver_waits_for_that(make) -> None:
+    done: list[str] = []
+    faults = [OSError("the disk is full"), OSError("still full")]
+
+    def process(item: str) -> None:
+        if item == "second" and faults:
+            raise faults.pop()
+        done.append(item)
+
+    work = Repeated(process)
+    stage = make(work, work.recover)
+    stage.start()
+    for item in ("first", "second", "third"):
+        stage.submit(item)
+        assert stage.wait_idle(Heartbeat())
+    assert done == ["first", "second", "third"]
+    assert stage.thread.restarts == 2
