@@ -314,7 +314,7 @@ class LibraryModel(RuleBasedStateMachine):
     @invariant()
     def statistics_agree(self) -> None:
         found = self.library.get_statistics()
-        experiences = [t for t in self.visible() if not t.abstained]
+        experiences = [t for t in self.visible() if not t.abstained and not t.shadow]
         assert found["overall"] == summary(experiences)
         for group, field in (("by_agent_type", "agent_type"), ("by_market_regime", "market_regime")):
             names = {getattr(t, field) for t in experiences}
@@ -322,7 +322,7 @@ class LibraryModel(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        assert self.library.count_trajectories() == len(self.visible())
+        assert self.library.count_trajectories() == sum(not t.shadow for t in self.visible())
         with self.library.connection() as connection:
             counts = connection.execute(
                 "SELECT (SELECT count(*) FROM trajectories), (SELECT count(*) FROM trajectory_embeddings), "
