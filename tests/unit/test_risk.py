@@ -223,6 +223,9 @@ class BuyEverything:
             found.append(Analysis(decision, snapshot, REGIME, {}, {"strategist": report}, flags=flags))
         return found
 
+    def shadow_opinions(self, analyses: list[Analysis]) -> list[list[Any]]:
+        return [[] for _ in analyses]
+
 
 @dataclass
 class RememberedCommits:

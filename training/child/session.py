@@ -40,12 +40,16 @@ class Session:
     stop: bool = False
     started: float = field(default_factory=time.monotonic)
 
-    def progress(self, stage: str, step: int, steps: int, loss: float | None = None, **figures: Any) -> None:
-        """Report a step with the stage's own figures, then stop here if that was asked."""
+    def report(self, stage: str, step: int, steps: int, loss: float | None = None, **figures: Any) -> None:
+        """Report a step with the stage's own figures; a stop that was asked meanwhile is left to the caller."""
         event = {"event": "progress", "stage": stage, "step": step, "steps": steps, "loss": loss, **figures}
         if is_main_process():
             self.out.write(json.dumps(event) + "\n")
             self.out.flush()
+
+    def progress(self, stage: str, step: int, steps: int, loss: float | None = None) -> None:
+        """Report a step, then stop here if that was asked."""
+        self.report(stage, step, steps, loss)
         self.check()
 
     def check(self) -> None:

@@ -143,8 +143,9 @@ def reporter(
             return control
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            # a stop waits for the end of a step, where a checkpoint is saved: the launcher may ask as soon as it reads this
             if logs and "loss" in logs and not session.stop:
-                session.progress(stage, state.global_step, state.max_steps, float(logs["loss"]), **figures(logs))
+                session.report(stage, state.global_step, state.max_steps, float(logs["loss"]), **figures(logs))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             checkpoint = work / f"checkpoint-{state.global_step}"
