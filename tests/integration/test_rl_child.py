@@ -301,7 +301,7 @@ def test_an_adapter_of_another_base_or_a_damaged_one_is_neither_trained_on_nor_e
     seal(folder, {"base_sha256": "0" * 64})
     assert not same_base(folder, verify(base).digest, "the adapter to start from")
     assert "another base model" in caplog.text
-    whole = bench.folder / "whole"
+    whole = bench.folder / "unharmed"
     whole.mkdir()
     (whole / "weights").write_bytes(b"1")
     seal(whole, {"base_sha256": verify(base).digest})
