@@ -389,6 +389,19 @@ def ordinary_move(volatility: float | None, sessions: float | None) -> float:
     return daily * math.sqrt(max(sessions or 1.0, 1.0))
 
 
+def relative_move(
+    actual_return: float, benchmark_return: float | None, volatility: float | None, sessions: float | None
+) -> float:
+    """Return what an instrument did against the market, in ordinary moves, clamped as rewards are."""
+    move = (actual_return - (benchmark_return or 0.0)) / ordinary_move(volatility, sessions)
+    return max(-RETURN_CLAMP, min(RETURN_CLAMP, move))
+
+
+def right_calls(actual_return: float, costs: float) -> tuple[bool, bool, bool]:
+    """Return whether a sell, a hold, a buy was right, where a side costs `costs` (fraction) and a hold nothing."""
+    return _is_right(-1, actual_return, costs), _is_right(0, actual_return, 0.0), _is_right(1, actual_return, costs)
+
+
 def _metrics(returns: Sequence[float], risk_free_rate: float) -> dict[str, float | None]:
     names = ("mean_return", "std_return", "sharpe_ratio", "sortino_ratio", "max_drawdown", "win_rate")
     metrics: dict[str, float | None] = dict.fromkeys(names)

@@ -17,6 +17,9 @@ from utils.schema.market import FloatArray
 NEIGHBOURS = 256
 """States that are looked at together, where there are enough."""
 
+NEWEST = 20_000
+"""Decisions that one training looks at: the newest, since markets change and memory is finite."""
+
 LARGEST_SHARE = 1 / 8
 """Of all states, that are taken as like one at most: beyond it every state would be told the same."""
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from agents.policies.local.decisions import prompt_messages, stored_state
 from data_pipeline.library.trajectories import Trajectory
-from judge.reward_calculator import BASE_RATE_WINDOW, RewardCalculator, TradingOutcome
+from judge.reward_calculator import BASE_RATE_WINDOW, right_calls
 from training.rl.job import Outcome, RLExample
+from training.similar_states import NEWEST
 from utils.clock import isoformat
 
 SIDES = ("sell", "hold", "buy")
-NEWEST = 20_000
-"""Decisions that one training looks at: the newest, since markets change and memory is finite."""
 
 Rates = tuple[float, float, float]
 
@@ -69,7 +68,6 @@ def base_rates(rows: Sequence[Trajectory], round_trip_cost: float) -> Iterator[R
 
     Over the last 200 of them, as the rewards of served calls do it; .5 where there is none. Rows are in order of decision.
     """
-    calculator = RewardCalculator()
     windows: list[deque[bool]] = [deque(maxlen=BASE_RATE_WINDOW) for _ in SIDES]
     by_maturity = sorted(rows, key=lambda row: (row.matured_at, row.trajectory_id))
     rates: Rates = (0.5, 0.5, 0.5)
@@ -77,14 +75,10 @@ def base_rates(rows: Sequence[Trajectory], round_trip_cost: float) -> Iterator[R
     for row in rows:
         before = seen
         while seen < len(rows) and by_maturity[seen].matured_at < row.as_of:  # type: ignore[operator]
-            for window, side in zip(windows, SIDES, strict=True):
-                outcome = TradingOutcome(
-                    symbol=row.symbol,
-                    recommendation=side,
-                    actual_return=by_maturity[seen].actual_return,
-                    costs=0.0 if side == "hold" else round_trip_cost,
-                )
-                window.append(bool(calculator.calculate_reward(outcome).success))
+            for window, right in zip(
+                windows, right_calls(by_maturity[seen].actual_return or 0.0, round_trip_cost), strict=True
+            ):
+                window.append(right)
             seen += 1
         if seen > before:
             sell, hold, buy = (sum(window) / len(window) for window in windows)

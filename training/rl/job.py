@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from judge.reward_calculator import RETURN_CLAMP, ordinary_move
+from judge.reward_calculator import relative_move
 from training.job import CONFIG, Count, Frozen, HyperParameters, Positive, TrainingJob, read_hyper_parameters
 from training.similar_states import NEIGHBOURS
 from utils.settings import BUILTIN_TINY
@@ -102,10 +102,7 @@ class Outcome(Frozen):
     @property
     def move(self) -> float:
         """The return against the market in ordinary moves of the instrument over the horizon, clamped as rewards are."""
-        move = (self.actual_return - self.benchmark_return) / ordinary_move(
-            self.volatility or None, self.horizon_sessions
-        )
-        return max(-RETURN_CLAMP, min(RETURN_CLAMP, move))
+        return relative_move(self.actual_return, self.benchmark_return, self.volatility or None, self.horizon_sessions)
 
 
 class RLExample(Frozen):

@@ -14,14 +14,11 @@ import numpy as np
 from agents.policies.local.decisions import stored_state
 from data_pipeline.data_synthesis import Correction
 from data_pipeline.library.trajectories import Trajectory
-from judge.reward_calculator import RETURN_CLAMP, RewardCalculator, TradingOutcome, ordinary_move
-from training.similar_states import NEIGHBOURS, nearest
+from judge.reward_calculator import ordinary_move, relative_move, right_calls
+from training.similar_states import NEIGHBOURS, NEWEST, nearest
 
 STANDARD_ERRORS = 1.0
 """By which the mean of its like must exceed the costs before a side is called right."""
-
-NEWEST = 20_000
-"""Decisions that are looked at: the newest, since markets change and memory is finite."""
 
 
 def corrections(
@@ -77,16 +74,8 @@ def corrections(
 
 def _figures(row: Trajectory, horizon: int, cost: float) -> tuple[float, float, float, float, float]:
     """Return move and costs in ordinary moves, and whether a buy, a sell, a hold was right."""
-    calculator = RewardCalculator()
-    right = []
-    for call in ("buy", "sell", "hold"):
-        outcome = TradingOutcome(
-            symbol=row.symbol,
-            recommendation=call,
-            actual_return=row.actual_return,
-            costs=cost if call != "hold" else 0.0,
-        )
-        right.append(float(bool(calculator.calculate_reward(outcome).success)))
-    ordinary = ordinary_move(float(row.market_state["inputs"]["daily_volatility"]) or None, horizon)
-    move = ((row.actual_return or 0.0) - (row.benchmark_return or 0.0)) / ordinary
-    return (max(-RETURN_CLAMP, min(RETURN_CLAMP, move)), cost / ordinary, right[0], right[1], right[2])
+    value = row.actual_return or 0.0
+    volatility = float(row.market_state["inputs"]["daily_volatility"]) or None
+    sell, hold, buy = right_calls(value, cost)
+    move = relative_move(value, row.benchmark_return, volatility, horizon)
+    return move, cost / ordinary_move(volatility, horizon), float(buy), float(sell), float(hold)
