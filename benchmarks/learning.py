@@ -30,6 +30,7 @@ from agents.policies.base import PolicyRequest
 from agents.policies.local.decisions import parse_decision, prompt_messages
 from agents.policies.local.states import StateWriter
 from agents.policies.rules import RulesTechnical
+from benchmarks.simulated_edges import ROUND_TRIP_COST, WARM_UP
 from data_pipeline.asof_store import AsOfStore
 from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.library_access import open_library
@@ -84,8 +85,6 @@ ERROR_BUDGET = 0.1
 """Twice the default, so that fine-tuning and reinforcement learning each meet a gate of the full level of 2 % at once. No model
 expires: of what is held out alone, the first session is eight months old when a model begins to serve."""
 
-ROUND_TRIP_COST = 0.0016
-WARM_UP = 60
 FRESH_SESSIONS, FRESH_SEED = 240, 1_000_000
 """Of the market on which before and after are compared; its seed lies that far from the run's."""
 

@@ -21,7 +21,6 @@ from benchmarks.gates import Counted
 from benchmarks.learning import (
     FRESH_SEED,
     ROUND_TRIP_COST,
-    WARM_UP,
     WITH_EDGE,
     Market,
     Move,
@@ -35,6 +34,7 @@ from benchmarks.library_cases import Conditions, distances, filters
 from benchmarks.library_data import AGENTS, REGIMES, generate, row_of, trajectory, trajectory_id
 from benchmarks.library_searches import Figures, best_raw
 from benchmarks.measure import TIE, Spread, percentile, recall, resampled
+from benchmarks.simulated_edges import WARM_UP
 from data_pipeline.feeds.simulated import SimulatedFeed
 from data_pipeline.library.trajectories import validate
 from evaluation.gate import GateEvidence, GateSettings, PairedDecision, evaluate_gate
