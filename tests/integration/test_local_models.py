@@ -176,9 +176,10 @@ def deployed(base: Path) -> Iterator[Deployed]:
 
 
 def loaded(models: LocalModels) -> set[str]:
-    """Return the trained versions that the engine holds."""
+    """Return the trained versions that the engine holds, once its thread has done all that it was handed before."""
     gc.collect()
     engine: Any = models._engine
+    engine.open(models.base_version()).close()  # the thread keeps the order: what was let go before has left by now
     return {name for name in engine._holders if "@" in name and not name.startswith("base@")}
 
 
