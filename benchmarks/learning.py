@@ -65,8 +65,6 @@ class Size:
         Of each gate.
     successes, decisions : int
         Before the held-out period, at which fine-tuning and reinforcement learning begin; fine-tuning comes first.
-    rl_steps : int, optional
-        In place of the profile's own.
     """
 
     symbols: int
@@ -74,12 +72,16 @@ class Size:
     holdout_sessions: int
     successes: int
     decisions: int
-    rl_steps: int | None = None
 
 
-WITH_EDGE = Size(16, 540, 180, 1600, 4000)
-WITHOUT_EDGE = Size(8, 260, 60, 250, 900, rl_steps=10)
+WITH_EDGE = Size(16, 450, 90, 1600, 4000)
+"""For a whole run of less than five minutes on two cores."""
+
+WITHOUT_EDGE = Size(8, 260, 60, 250, 900)
 """Many loops matter more here than long ones; the gate has the least that it accepts."""
+
+RL_STEPS = 10
+"""A third of the profile's own, for the same reasons."""
 
 ERROR_BUDGET = 0.1
 """Twice the default, so that fine-tuning and reinforcement learning each meet a gate of the full level of 2 % at once. No model
@@ -112,11 +114,13 @@ class Loop:
 
     seed: int
     wall_s: float
-    trainings: tuple[tuple[str, str, str], ...]
+    trainings: tuple[tuple[str, str, str], ...] = ()
     """Kind, state, verdict; oldest first."""
-    moves: tuple[Move, ...]
-    champion: ModelVersion | None
-    newest: ModelVersion | None
+    moves: tuple[Move, ...] = ()
+    champion: ModelVersion | None = None
+    """What serves at the end."""
+    promoted: ModelVersion | None = None
+    """The first that was put into service."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,8 @@ def run_loop(folder: Path, scenario: Scenario, size: Size, cache_dir: Path) -> L
         "holdout_sessions": size.holdout_sessions,
         "error_budget_per_year": ERROR_BUDGET,
         "max_model_age_days": None,
+        "rl_config": str(_shortened(folder, RL_STEPS)),
     }
-    if size.rl_steps is not None:
-        learning["rl_config"] = str(_shortened(folder, size.rl_steps))
     settings = {
         "data_dir": str(data_dir),
         "feed": "simulated",
@@ -201,7 +204,7 @@ def _read(config: Path, seed: int, wall_s: float) -> Loop:
             cursor.execute("SELECT run_id FROM training_runs ORDER BY started_at DESC LIMIT 1")
             row = cursor.fetchone()
             if row is None:
-                return Loop(seed, wall_s, (), (), None, None)
+                return Loop(seed, wall_s)
             found = training_runs.of_run(cursor, row[0])
             cursor.execute(
                 "SELECT alias, new_version, as_of, reason FROM alias_events WHERE run_id = %s ORDER BY id", (row[0],)
@@ -212,15 +215,17 @@ def _read(config: Path, seed: int, wall_s: float) -> Loop:
                 (row[0], AGENT),
             )
             champion = cursor.fetchone()
+            promoted = next((move.version for move in moves if promotes(move)), None)
             registry = ModelRegistry(library)
-            serving = registry.get(cursor, champion[0]) if champion else None
-        versions = registry.versions()
+            serving, served_first = (
+                registry.get(cursor, version) if version else None for version in (champion and champion[0], promoted)
+            )
     finally:
         library.close()
     trainings = tuple(
         (run.kind, run.state, str((run.metrics or {}).get("verdict") or run.error)) for run in reversed(found)
     )
-    return Loop(seed, wall_s, trainings, moves, serving, versions[0] if versions else None)
+    return Loop(seed, wall_s, trainings, moves, serving, served_first)
 
 
 def market_of(scenario: Scenario) -> Market:
@@ -269,13 +274,11 @@ def sides_of(answers: Sequence[str]) -> list[int]:
     return [direction(decision.recommendation) if (decision := parse_decision(text)) else 0 for text in answers]
 
 
-def compared(market: Market, base_dir: Path, adapter: Path) -> tuple[FloatArray, FloatArray]:
-    """Return the rewards by session of the base model and of an adapter on it."""
+def sides_taken(market: Market, base_dir: Path, *adapters: Path | None) -> list[list[int]]:
+    """Return the sides that adapters on a base model take on a market; None is the base model itself."""
     asked = [prompt_messages(AGENT, state) for state in market.states]
     with Examiner(base_dir, "cpu") as examiner:
-        before = rewards(market, sides_of(examiner.answers(AGENT, asked, None)))
-        after = rewards(market, sides_of(examiner.answers(AGENT, asked, adapter)))
-    return before, after
+        return [sides_of(examiner.answers(AGENT, asked, adapter)) for adapter in adapters]
 
 
 def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
@@ -300,7 +303,10 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
             figures["seeds"].append({"seed": seed, "wall_s": loop.wall_s, "deployed": None})
             continue
         market = market_of(scenario_of(seed + FRESH_SEED, fresh, edge=True))
-        before, after = compared(market, loop.champion.base_dir, loop.champion.path)
+        champion = loop.champion
+        before, after = (
+            rewards(market, sides) for sides in sides_taken(market, champion.base_dir, None, champion.path)
+        )
         bound = lower_bound(after - before, BLOCK, LEVEL, 4000, 42)
         by_rules = rewards(market, market.rules)
         beyond = lower_bound(after - by_rules, BLOCK, LEVEL, 4000, 42)
@@ -331,19 +337,43 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
 
 
 def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
-    """Run a loop a seed on markets without an edge, and count what is promoted all the same."""
+    """Run a loop a seed on markets without an edge, and count what is promoted all the same.
+
+    Nothing is to be earned by a side there, but costs are to be saved by taking none: what a promoted model is truly worth
+    is computed on a fresh market.
+    """
+    fresh = dataclasses.replace(WITHOUT_EDGE, sessions=FRESH_SESSIONS)
     verdicts: Counter[str] = Counter()
-    promoted: list[int] = []
+    promoted: list[dict[str, Any]] = []
     for seed in seeds:
         loop = run_loop(
             _folder(keep, f"no-edge-{seed}"), scenario_of(seed, WITHOUT_EDGE, edge=False), WITHOUT_EDGE, cache_dir
         )
         _show_loop(loop)
         verdicts.update(f"{kind}: {verdict}" for kind, _, verdict in loop.trainings)
-        if any(map(promotes, loop.moves)):
-            promoted.append(seed)
+        if loop.promoted is None:
+            continue
+        version = loop.promoted
+        market = market_of(scenario_of(seed + FRESH_SEED, fresh, edge=False))
+        (sides,) = sides_taken(market, version.base_dir, version.path)
+        acting, by_rules = float(np.mean(np.abs(sides))), float(np.mean(np.abs(market.rules)))
+        worth, before = rewards(market, sides), rewards(market, market.rules)
+        print(
+            f"  {version.version} takes a side in {acting:.1%} of {len(sides)} fresh decisions and is worth "
+            f"{_text(mean_interval(worth))} a decision, net of costs; the rules {by_rules:.1%} and {_text(mean_interval(before))}",
+            flush=True,
+        )
+        promoted.append(
+            {
+                "seed": seed,
+                "acting": acting,
+                "acting_rules": by_rules,
+                "worth": float(worth.mean()),
+                "worth_rules": float(before.mean()),
+            }
+        )
     print(f"{len(promoted)} of {len(seeds)} loops put a model into service; {dict(verdicts)}")
-    return {"loops": len(seeds), "promotions": len(promoted), "seeds": promoted, "verdicts": dict(verdicts)}
+    return {"loops": len(seeds), "promotions": len(promoted), "promoted": promoted, "verdicts": dict(verdicts)}
 
 
 def promotes(move: Move) -> bool:
