@@ -147,7 +147,7 @@ def scenario_of(seed: int, size: Size, *, edge: bool) -> Scenario:
     )
 
 
-def run_loop(folder: Path, scenario: Scenario, size: Size, cache_dir: Path) -> Loop:
+def run_loop(folder: Path, scenario: Scenario, size: Size, cache_dir: Path, *, costs: bool = True) -> Loop:
     """Run the daemon once from an empty directory, as its users do, and read what its database says."""
     data_dir, market, config = folder / "data", folder / "scenario.yaml", folder / "system.yaml"
     market.write_text(yaml.safe_dump(scenario.model_dump(mode="json")), encoding="utf-8")
@@ -170,6 +170,8 @@ def run_loop(folder: Path, scenario: Scenario, size: Size, cache_dir: Path) -> L
         "rl_min_trajectories": size.decisions,
         "learning": learning,
     }
+    if not costs:
+        settings["execution"] = {"commission_bps": 0.0, "half_spread_bps": 0.0, "slippage_bps": 0.0}
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [
         sys.executable, "-m", "monitoring.production_orchestrator", "--config", str(config), "--exit_when_done",
@@ -261,10 +263,10 @@ def market_of(scenario: Scenario) -> Market:
     return Market(tuple(sessions), tuple(states), tuple(sides), np.array(expected), np.array(scale))
 
 
-def rewards(market: Market, sides: Sequence[int]) -> FloatArray:
+def rewards(market: Market, sides: Sequence[int], cost: float = ROUND_TRIP_COST) -> FloatArray:
     """Return the mean expected reward of each session, net of costs, in ordinary moves of the horizon."""
     taken = np.array(sides, dtype=float)
-    each = (taken * market.expected - np.abs(taken) * ROUND_TRIP_COST) / market.scale
+    each = (taken * market.expected - np.abs(taken) * cost) / market.scale
     numbers = np.array(market.sessions)
     return np.array([each[numbers == session].mean() for session in np.unique(numbers)])
 
@@ -337,18 +339,16 @@ def planted(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
 
 
 def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[str, Any]:
-    """Run a loop a seed on markets without an edge, and count what is promoted all the same.
+    """Run a loop a seed on markets without an edge and without costs, and count what is promoted all the same.
 
-    Nothing is to be earned by a side there, but costs are to be saved by taking none: what a promoted model is truly worth
-    is computed on a fresh market.
+    With costs a model that takes fewer sides than the rules is truly better, edge or not, and rightly promoted.
     """
     fresh = dataclasses.replace(WITHOUT_EDGE, sessions=FRESH_SESSIONS)
     verdicts: Counter[str] = Counter()
     promoted: list[dict[str, Any]] = []
     for seed in seeds:
-        loop = run_loop(
-            _folder(keep, f"no-edge-{seed}"), scenario_of(seed, WITHOUT_EDGE, edge=False), WITHOUT_EDGE, cache_dir
-        )
+        folder, scenario = _folder(keep, f"no-edge-{seed}"), scenario_of(seed, WITHOUT_EDGE, edge=False)
+        loop = run_loop(folder, scenario, WITHOUT_EDGE, cache_dir, costs=False)
         _show_loop(loop)
         verdicts.update(f"{kind}: {verdict}" for kind, _, verdict in loop.trainings)
         if loop.promoted is None:
@@ -357,10 +357,10 @@ def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
         market = market_of(scenario_of(seed + FRESH_SEED, fresh, edge=False))
         (sides,) = sides_taken(market, version.base_dir, version.path)
         acting, by_rules = float(np.mean(np.abs(sides))), float(np.mean(np.abs(market.rules)))
-        worth, before = rewards(market, sides), rewards(market, market.rules)
+        worth, before = (rewards(market, taken, cost=0.0) for taken in (sides, market.rules))
         print(
             f"  {version.version} takes a side in {acting:.1%} of {len(sides)} fresh decisions and is worth "
-            f"{_text(mean_interval(worth))} a decision, net of costs; the rules {by_rules:.1%} and {_text(mean_interval(before))}",
+            f"{_text(mean_interval(worth))} a decision; the rules {by_rules:.1%} and {_text(mean_interval(before))}",
             flush=True,
         )
         promoted.append(
