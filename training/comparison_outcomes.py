@@ -27,9 +27,10 @@ from utils.hashing import file_sha256
 from utils.schema import direction
 from utils.settings import OrchestratorConfig
 
-BASELINES = ("always up", "yesterday's direction", "12-1 momentum")
+BASELINES = ("always up", "yesterday's direction", "200-day average", "12-1 momentum")
+"""Buying and holding, and the simplest ways of following what prices did: over a day, and in the long run."""
 BASELINE_ARM = "baselines"
-_YEAR, _MONTH = 252, 21
+_YEAR, _MONTH, _AVERAGED = 252, 21, 200
 _BASELINE_CONVICTION = 0.5
 
 Key = tuple[date, str]
@@ -243,8 +244,9 @@ def _baselines(view: AsOfView, symbol: str) -> dict[str, CallRecord]:
     """Return the simple forecasts of a symbol; one whose bars do not reach back far enough abstains."""
     closes = view.bars(symbol, _YEAR + 1).close
     yesterday = float(closes[-1] - closes[-2]) if len(closes) > 1 else None
+    trend = float(closes[-1] - closes[-_AVERAGED:].mean()) if len(closes) >= _AVERAGED else None
     momentum = float(closes[-1 - _MONTH] - closes[0]) if len(closes) > _YEAR else None
-    moves = dict(zip(BASELINES, (1.0 if len(closes) else None, yesterday, momentum), strict=True))
+    moves = dict(zip(BASELINES, (1.0 if len(closes) else None, yesterday, trend, momentum), strict=True))
     return {name: _forecast(move) for name, move in moves.items()}
 
 
