@@ -254,12 +254,12 @@ def _regimes(market: Market) -> dict[str, Any]:
 
 
 def _whole(market: Market) -> dict[str, Any]:
-    """The gate as a whole on few symbols: every decision paired and rewarded by the product's rule."""
+    """Few symbols, every decision paired and rewarded by the product's rule; without texts, so that nothing is asked of answers."""
     print(
-        f"\n  the gate as a whole with a planted edge: {WHOLE_BREADTH} symbols, every decision paired, the product's rewards,"
+        f"\n  the criteria on rewards, returns and regimes with a planted edge: {WHOLE_BREADTH} symbols, every decision paired,"
         f" {WHOLE_POWER_GATES} gates each"
     )
-    print(f"  {'edge, bp':>10}{'sessions':>10}{'all criteria':>24}{'reward alone':>24}")
+    print(f"  {'edge, bp':>10}{'sessions':>10}{'all of them':>24}{'reward alone':>24}")
     found: dict[str, Any] = {}
     for edge in EDGES_BPS:
         for length in LENGTHS[:-1]:

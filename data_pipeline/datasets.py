@@ -87,7 +87,9 @@ def save_dataset(
     }
     if path.exists():
         if path.read_bytes() != content:
-            raise LibraryConflict(f"{path} does not hold what its name says")
+            raise LibraryConflict(
+                f"{path} was changed and does not hold what its name says; remove it, and it is written anew"
+            )
     else:
         write_atomically(path, content)
     write_atomically(manifest_path, json.dumps(manifest, indent=1, sort_keys=True))

@@ -8,7 +8,7 @@ import pytest
 from trial_lab import SYMBOLS, add_version, decide, decided
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
-from training.pipelines.baseline import configured_calls
+from training.pipelines.baseline import configured_calls, why_incomparable
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -56,3 +56,19 @@ def test_a_base_model_that_is_the_configured_policy_counts_for_itself(library: E
     found = sides(library)
     assert len(found) == 2 * len(SYMBOLS)
     assert set(found.values()) == {"sell"}
+
+
+def test_no_training_begins_while_what_was_held_out_is_mostly_a_withdrawn_versions(
+    library: ExperienceLibraryPostgres,
+) -> None:
+    add_version(library, "technical@a")
+    decide(library, range(3), ("rules", True))
+    decide(library, range(3, 8), (FALLEN, False))
+    rows = library.get_matured_trajectories("technical", as_of=decided(100))
+    assert why_incomparable(library, "technical", rows, 3, 3 * len(SYMBOLS)) is None
+    why = why_incomparable(library, "technical", rows, 4, 3 * len(SYMBOLS))
+    assert why is not None
+    assert f"all but {3 * len(SYMBOLS)} on 3 sessions" in why
+    decide(library, range(8, 9), ("rules", True))
+    rows = library.get_matured_trajectories("technical", as_of=decided(100))
+    assert why_incomparable(library, "technical", rows, 4, 3 * len(SYMBOLS)) is None

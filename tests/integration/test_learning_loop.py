@@ -220,6 +220,39 @@ def test_a_blocked_training_is_recorded_keeps_its_trigger_and_is_tried_again_aft
     assert ModelRegistry(library).holder("technical", "champion") is None
 
 
+def test_a_disk_that_cannot_be_written_fails_the_training_and_not_the_loop(
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+    tmp_path: Path,
+) -> None:
+    fill(library, range(200), random.Random(5), SYMBOLS[:4])
+    (tmp_path / "datasets").write_text("a file where a folder belongs")
+    loop, _ = make_loop(check_interval_hours=0.25)
+    first = START + timedelta(days=206)
+    loop.check(first)
+    (training,) = loop.get_status()["recent_trainings"]
+    assert training["state"] == "failed"
+    assert str(tmp_path / "datasets") in training["error"]
+    loop.check(first + timedelta(minutes=30))
+    assert loop.get_status()["training_log_count"] == 1  # it waits, as after any failure
+    assert "next try" in detail(loop)
+
+
+def test_a_lock_that_cannot_be_opened_blocks_the_training_and_names_the_file(
+    library: ExperienceLibraryPostgres,
+    make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],
+    tmp_path: Path,
+) -> None:
+    fill(library, range(200), random.Random(5), SYMBOLS[:4])
+    lock = tmp_path / "training" / ".lock"
+    lock.mkdir(parents=True)
+    loop, _ = make_loop()
+    loop.check(START + timedelta(days=206))
+    assert detail(loop).startswith("blocked: ")
+    assert str(lock) in detail(loop)
+    assert loop.get_status()["training_log_count"] == 0
+
+
 def test_a_damaged_champion_is_refused_and_names_the_version(
     library: ExperienceLibraryPostgres,
     make_loop: Callable[..., tuple[OnlineLearningLoop, list[ModelVersion]]],

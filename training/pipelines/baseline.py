@@ -31,3 +31,24 @@ def configured_calls(
                 stated = ParsedDecision(side.recommendation, side.confidence, {})
                 calls[identity] = Call(side.recommendation, side.confidence, stated=stated)
     return calls
+
+
+def why_incomparable(
+    library: ExperienceLibraryPostgres, agent_type: str, rows: Sequence[Trajectory], sessions: int, decisions: int
+) -> str | None:
+    """Return in words why too few held-out decisions are left to compare a candidate with; None where they suffice.
+
+    Parameters
+    ----------
+    sessions, decisions : int
+        That the gate asks for at least.
+    """
+    calls = configured_calls(library, agent_type, rows)
+    usable = [row for row in rows if row.trajectory_id in calls]
+    days = {row.as_of.date() for row in usable if row.as_of is not None}
+    if len(usable) == len(rows) or (len(days) >= sessions and len(usable) >= decisions):
+        return None
+    return (
+        f"of the held-out decisions a withdrawn version took all but {len(usable)} on {len(days)} sessions; the gate compares "
+        f"with the configured policy on at least {decisions} on {sessions}, so it has to serve for longer"
+    )

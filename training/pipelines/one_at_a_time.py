@@ -10,15 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import TrainingBlocked
+
 BUSY = "another process is training below {}; one training runs at a time"
 
 
 @contextmanager
 def alone(data_dir: Path) -> Iterator[bool]:
-    """Hold the right to train for as long as the context lasts; False where another process has it."""
-    folder = data_dir / "training"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("ab") as lock:
+    """Hold the right to train for as long as the context lasts; False where another process has it.
+
+    Raises
+    ------
+    TrainingBlocked
+        If the lock cannot be opened: the folder belongs to another user, or the disk is full.
+    """
+    path = data_dir / "training" / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
+    except OSError as error:
+        raise TrainingBlocked(f"{error}; let the user who trains write below {path.parent}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -193,7 +193,7 @@ class OnlineLearningLoop:
         except LibraryUnavailable:
             statistics = None
         return {
-            "running": (self._last_check is not None and not self._stop.is_set()) or self.running,
+            "running": self.running if self._thread else self._last_check is not None and not self._stop.is_set(),
             "last_check": isoformat(self._last_check) if self._last_check else None,
             "library_stats": statistics,
             **self.snapshot(),
@@ -228,7 +228,7 @@ class OnlineLearningLoop:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop checking, and a training that runs; its run goes on at the next start. Idempotent."""
+        """Stop checking, and a training that runs. Idempotent."""
         self._stop.set()
         for pipeline in self._pipelines:
             pipeline.stop_event.set()

@@ -31,9 +31,10 @@ from training.launcher import ChildResult, run_training_child
 from training.model_expiry import StaleModels
 from training.model_registry import ModelRegistry, ModelVersion, version_name
 from training.pipelines import gate_evidence, one_at_a_time, preconditions
-from training.pipelines.baseline import configured_calls
+from training.pipelines.baseline import configured_calls, why_incomparable
 from training.pipelines.conclusion import conclude
 from training.pipelines.gate_evidence import Call
+from training.pipelines.holdout import Split
 from training.pipelines.trigger import PipelineConfig, Readiness, assess
 from utils.clock import Clock, WallClock, isoformat
 from utils.errors import LibraryConflict, TrainingBlocked, TrainingFailed
@@ -121,7 +122,7 @@ class TrainingPipeline(ABC, Generic[C]):
             spent = error_budget.spendings(cursor, self._library.run_id, agent_type)
         for run in past:
             if run.state == "running" and run.started_at != at:
-                self._record_failure(run.training_run_id, at, "interrupted: the daemon was stopped while it trained")
+                self._record_failure(run.training_run_id, at, "interrupted: what trained was stopped before the end")
         stale = self._stale.is_stale(agent_type, self.config.max_model_age_days, at)
         ready = assess(
             dataclasses.replace(self.config, min_new_trajectories=1) if stale else self.config,
@@ -131,7 +132,29 @@ class TrainingPipeline(ABC, Generic[C]):
             at,
             force=force,
         )
-        return preconditions.check(ready, self.config, spent, at)
+        ready = preconditions.check(ready, self.config, spent, at)
+        if (
+            not ready.ready
+            or ready.resumes is not None
+            or ready.split is None
+            or self._registry.holder(agent_type, "champion")
+        ):
+            return ready
+        lacking = why_incomparable(
+            self._library, agent_type, self._held_out(ready.split, at), self.config.gate_sessions,
+            self.config.holdout_decisions,
+        )  # fmt: skip
+        return (
+            ready if lacking is None else dataclasses.replace(ready, ready=False, detail=f"{ready.detail}; {lacking}")
+        )
+
+    def _held_out(self, split: Split, at: datetime) -> list[Trajectory]:
+        """Return the decisions that are kept for the gate, one of each session and symbol."""
+        found = self._library.get_matured_trajectories(
+            self.config.agent_type, as_of=at, decided_from=split.holdout_start
+        )
+        readable = [row for row in found if stored_state(row.agent_inputs) is not None]
+        return gate_evidence.once_each(readable, self._library.run_id)
 
     def run_pipeline(
         self, market_regime: str | None = None, force_retrain: bool = False, at: datetime | None = None
@@ -152,11 +175,15 @@ class TrainingPipeline(ABC, Generic[C]):
         dict
             run_id, steps, success, duration (s), and error, skipped or verdict where there is one.
         """
-        with one_at_a_time.alone(self.config.data_dir) as alone:
-            if alone:
-                return self._run(market_regime, force_retrain, at or self._clock.now())
-        busy = one_at_a_time.BUSY.format(self.config.data_dir)
-        return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": busy}
+        try:
+            with one_at_a_time.alone(self.config.data_dir) as alone:
+                if alone:
+                    return self._run(market_regime, force_retrain, at or self._clock.now())
+            skipped = one_at_a_time.BUSY.format(self.config.data_dir)
+        except TrainingBlocked as error:  # nobody may begin here, so nothing is recorded
+            skipped = f"blocked: {error}"
+            logger.error("training of the %s agent (%s) is %s", self.config.agent_type, self.kind, skipped)
+        return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": skipped}
 
     def _run(self, market_regime: str | None, force_retrain: bool, at: datetime) -> dict[str, Any]:
         ready = self.readiness(at, force=force_retrain)
@@ -178,13 +205,13 @@ class TrainingPipeline(ABC, Generic[C]):
         ending: dict[str, Any]
         try:
             verdict = self._train(identity, at, ready, market_regime, steps)
-        except TrainingFailed as error:
+        except (TrainingFailed, LibraryConflict, OSError) as error:  # a full or foreign disk stops no trading
             self._record_failure(
                 identity, at, str(error), "blocked" if isinstance(error, TrainingBlocked) else "failed"
             )
             verdict, ending = None, {"error": str(error)}
         else:
-            skipped = {"skipped": "stopped; the run goes on at the next start"}
+            skipped = {"skipped": "stopped before the end; the daemon goes on with it if it is started again"}
             ending = skipped if verdict is None else {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
         return {
             "run_id": str(identity),
@@ -208,11 +235,7 @@ class TrainingPipeline(ABC, Generic[C]):
         dataset = self._dataset(split.train_end, market_regime)
         steps.append("dataset")
         folder = self.config.data_dir / "training" / str(identity)
-        held_out = self._library.get_matured_trajectories(
-            self.config.agent_type, as_of=at, decided_from=split.holdout_start
-        )
-        readable = [row for row in held_out if stored_state(row.agent_inputs) is not None]
-        holdout = gate_evidence.once_each(readable, self._library.run_id)
+        holdout = self._held_out(split, at)
         job = self._write_job(identity, dataset, holdout, folder, split.train_end)
         self._record_start(identity, at, ready, market_regime, dataset, job)
         logger.info(
@@ -285,15 +308,11 @@ class TrainingPipeline(ABC, Generic[C]):
         )
         query = {"agent_type": agent_type, "matured_before": isoformat(train_end), "market_regime": market_regime}
         with self._library.connection() as connection, connection.cursor() as cursor:
-            try:
-                training_runs.register_dataset(
-                    cursor, dataset.dataset_id, self.kind, agent_type, dataset.path, dataset.rows, span, query,
-                    dataset.trajectory_ids,
-                )  # fmt: skip
-            except (
-                LibraryConflict
-            ) as error:  # retention came between choice and registration: the next check chooses anew
-                raise TrainingFailed(str(error)) from None
+            # retention may have come between choice and registration: a LibraryConflict, and the next check chooses anew
+            training_runs.register_dataset(
+                cursor, dataset.dataset_id, self.kind, agent_type, dataset.path, dataset.rows, span, query,
+                dataset.trajectory_ids,
+            )  # fmt: skip
             training_runs.start(
                 cursor, identity, self._library.run_id, agent_type, self.kind, trigger=trigger,
                 config={
