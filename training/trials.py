@@ -34,6 +34,14 @@ from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 
+@dataclass(frozen=True, slots=True)
+class LoadFault:
+    """Why a version could not be loaded, in words, and whether that lies in the version, so that waiting does not help."""
+
+    reason: str
+    lasting: bool
+
+
 class Serving(Protocol):
     """What puts versions into service. Failure contract: a version that cannot be loaded is said and never raised."""
 
@@ -41,8 +49,12 @@ class Serving(Protocol):
         """Let what serves an agent, and what answers in its shadow, be what the aliases say; idempotent."""
         ...
 
-    def reference(self, agent_type: str) -> str:
-        """Return the name of the policy by which a champion without a predecessor is measured."""
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        """Return the name of the policy that answers beside a champion with this predecessor, as of the last alignment."""
+        ...
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        """Return why a version could not be loaded at the last alignment, None where it was, or was not asked for."""
         ...
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
@@ -56,9 +68,13 @@ class NothingServed:
     def align(self, agent_type: str) -> None:
         """Do nothing."""
 
-    def reference(self, agent_type: str) -> str:
-        """Return the rules."""
-        return "rules"
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        """Return the predecessor, or the rules."""
+        return "rules" if previous is None else f"local:{previous}"
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        """Return None: nothing is loaded."""
+        return None
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
         """Return nothing."""
@@ -128,9 +144,7 @@ class Trials:
         for agent_type in sorted({*found, *self._agents}):
             holders = found.get(agent_type, {})
             known = self._agents.get(agent_type)
-            if known is not None and _names(known.holders) == _names(holders):
-                if again:
-                    self._serving.align(agent_type)
+            if known is not None and _names(known.holders) == _names(holders) and not again:
                 continue
             self._serving.align(agent_type)
             events = self._registry.events(agent_type)
@@ -190,8 +204,8 @@ class Trials:
             chosen = self._filter(agent_type, None, _policy(challenger), since)
             known.challenger = self._fold(chosen, challenger, before.challenger if before else None)
         if champion is not None:
-            reference = self._serving.reference(agent_type) if previous is None else _policy(previous)
-            chosen = self._filter(agent_type, _policy(champion), reference, champion.since)
+            counterpart = self._serving.counterpart(agent_type, _versions(previous))
+            chosen = self._filter(agent_type, _policy(champion), counterpart, champion.since)
             known.watch = self._fold(chosen, champion, before.watch if before else None)
         return known
 
@@ -239,8 +253,14 @@ class Trials:
         return None
 
     def _withdraw(self, agent_type: str, known: _Agent, at: datetime, reason: str) -> bool:
+        previous = known.holders.get("previous")
+        fault = None if previous is None else self._serving.load_fault(agent_type, previous.model.version)
+        lost = fault if fault is not None and fault.lasting else None
+        if lost is not None:
+            reason = f"{reason}; {_versions(previous)}, the version before, cannot serve again: {lost.reason}"
+
         def move(cursor: psycopg.Cursor[Any]) -> str:
-            heir = self._registry.withdraw(cursor, agent_type, at, reason)
+            heir = self._registry.withdraw(cursor, agent_type, at, reason, to_previous=lost is None)
             return heir.version if heir is not None else "the configured policy"
 
         heir = self._moved(agent_type, known.holders, move)

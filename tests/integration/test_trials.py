@@ -36,7 +36,7 @@ from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.conclusion import conclude
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import SFTPipelineConfig
-from training.trials import NothingServed, Trials
+from training.trials import LoadFault, NothingServed, Trials
 from utils.clock import VirtualClock
 from utils.errors import LibraryUnavailable
 from utils.settings import OrchestratorConfig
@@ -48,17 +48,27 @@ RULES = "rules"
 
 
 class Recorder(NothingServed):
-    """Notes what it is asked to align; `failures` are raised first, `slow` are the seconds of a champion's answers."""
+    """Notes what it is asked to align; `failures` are raised first, `slow` are the seconds of a champion's answers.
+
+    `faults` says which versions cannot be loaded; a predecessor that cannot is replaced by the rules.
+    """
 
     def __init__(self) -> None:
         self.aligned: list[str] = []
         self.failures: list[Exception] = []
         self.slow: list[float] = []
+        self.faults: dict[str, LoadFault] = {}
 
     def align(self, agent_type: str) -> None:
         if self.failures:
             raise self.failures.pop()
         self.aligned.append(agent_type)
+
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        return super().counterpart(agent_type, None if previous in self.faults else previous)
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        return self.faults.get(version)
 
     def latencies_s(self, agent_type: str, policy: str) -> list[float]:
         return self.slow if policy == f"local:{CHAMPION}" else []
@@ -251,6 +261,61 @@ def test_without_a_predecessor_the_rules_are_the_measure_and_serve_again(
     make_trials().check(matured(20))
     assert aliases(library) == {}
     assert "it does worse than rules" in reason(library, "champion")
+
+
+OTHER_BASE = LoadFault("it was trained on another base model", lasting=True)
+SERVER_AWAY = LoadFault("the server is away", lasting=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "left"), [(OTHER_BASE, {}), (SERVER_AWAY, {"champion": PREVIOUS})], ids=["for good", "for now"]
+)
+def test_a_champion_whose_predecessor_cannot_be_loaded_falls_by_what_shadows_it_in_its_place(
+    library: ExperienceLibraryPostgres,
+    crowned: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    fault: LoadFault,
+    left: dict[str, str],
+) -> None:
+    serving.faults[PREVIOUS] = fault
+    decide(library, range(1, 20), (f"local:{CHAMPION}", False), (RULES, True))
+    trials = make_trials()
+    trials.align()
+    assert trials.snapshot()[0]["champion_trial"]["against"] == RULES
+    trials.check(matured(20))
+    assert aliases(library) == left
+    assert reason(library, "champion").startswith("it does worse than rules")
+    lost = f"{PREVIOUS}, the version before, cannot serve again: {fault.reason}"
+    assert (lost in reason(library, "champion")) is fault.lasting
+
+
+def test_fatal_findings_count_beside_what_shadows_a_champion_in_the_place_of_a_lost_predecessor(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials], serving: Recorder
+) -> None:
+    serving.faults[PREVIOUS] = OTHER_BASE
+    rows = [opinion(session, symbol, f"local:{CHAMPION}", True) for session in (1, 2) for symbol in SYMBOLS]
+    beside = [opinion(session, symbol, RULES, True, shadow=True) for session in (1, 2) for symbol in SYMBOLS]
+    store(library, [*rows, *beside], [fatal(row) for row in rows])
+    make_trials().check(decided(2))
+    assert aliases(library) == {}
+    assert "fatal findings in 20 of its outputs, in 0 of rules's" in reason(library, "champion")
+
+
+def test_a_champion_is_measured_by_its_predecessor_again_once_that_can_be_loaded(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials], serving: Recorder
+) -> None:
+    serving.faults[PREVIOUS] = SERVER_AWAY
+    decide(library, range(1, 3), (f"local:{CHAMPION}", True), (RULES, True))
+    decide(library, range(3, 4), (f"local:{CHAMPION}", True), (f"local:{PREVIOUS}", True))
+    trials = make_trials()
+    trials.check(matured(3))
+    assert trials.snapshot()[0]["champion_trial"]["sessions"] == 2
+    serving.faults.clear()
+    trials.align(again=True)
+    trials.check(matured(3))
+    (shown,) = trials.snapshot()
+    assert (shown["champion_trial"]["against"], shown["champion_trial"]["sessions"]) == (f"local:{PREVIOUS}", 1)
 
 
 def test_a_champion_as_good_as_its_predecessor_is_not_rolled_back(
