@@ -147,8 +147,7 @@ class Trials:
             if known is not None and _names(known.holders) == _names(holders) and not again:
                 continue
             self._serving.align(agent_type)
-            events = self._registry.events(agent_type)
-            state = self._known(agent_type, holders, events[-1] if events else None, known)
+            state = self._known(agent_type, holders, self._registry.events(agent_type), known)
             self._agents = {**self._agents, agent_type: state}  # in one step: other threads read it
 
     def check(self, at: datetime) -> None:
@@ -194,13 +193,16 @@ class Trials:
         """Return where every agent with a version stands, as of the last check, as JSON values."""
         return [self._described(name, known) for name, known in sorted(self._agents.items())]
 
-    def _known(self, agent_type: str, holders: Holders, last_move: AliasEvent | None, before: _Agent | None) -> _Agent:
+    def _known(
+        self, agent_type: str, holders: Holders, moves: Sequence[AliasEvent], before: _Agent | None
+    ) -> _Agent:
         """Return an agent's state for new aliases; a trial that they leave alone goes on where it was."""
-        known = _Agent(holders, last_move=last_move)
+        known = _Agent(holders, last_move=moves[-1] if moves else None)
         challenger, champion, previous = (holders.get(a) for a in ("challenger", "champion", "previous"))
         if challenger is not None:
-            # beside what serves now: what it was better than before says nothing of that
-            since = max(challenger.since, champion.since) if champion is not None else challenger.since
+            # beside what serves now, be it no version: what it was better than before says nothing of that
+            served_since = [move.as_of for move in moves if move.alias == "champion"][-1:]
+            since = max([challenger.since, *served_since])
             chosen = self._filter(agent_type, None, _policy(challenger), since)
             known.challenger = self._fold(chosen, challenger, before.challenger if before else None)
         if champion is not None:

@@ -421,6 +421,31 @@ def test_a_rollback_begins_the_challengers_trial_anew_beside_what_serves_now(
     assert aliases(library)["champion"] == CHALLENGER
 
 
+def test_a_champion_that_falls_to_the_rules_begins_the_challengers_trial_anew_beside_them(
+    library: ExperienceLibraryPostgres, make_trials: Callable[..., Trials]
+) -> None:
+    move(library, "promote", add_version(library, CHAMPION), decided(0))
+    move(library, "challenge", add_version(library, CHALLENGER), decided(0))
+    decide(library, range(1, 5), (f"local:{CHAMPION}", True), (RULES, True), (f"local:{CHALLENGER}", True))
+    trials = make_trials()
+    trials.check(matured(4))
+    assert trials.snapshot()[0]["challenger_trial"]["decisions"] == 40
+    with library.connection() as connection, connection.cursor() as cursor:
+        ModelRegistry(library).withdraw(cursor, "technical", matured(4), "expired", to_previous=False)
+    begun_anew = f"{CHALLENGER} is in its shadow stage: 0 of 50 decisions, 0 of 5 sessions"
+    first = (matured(4).date() - decided(0).date()).days + 1
+    decide(library, range(first, first + 4), (RULES, True), (f"local:{CHALLENGER}", True))
+    for after in (trials, make_trials()):
+        after.check(matured(4))
+        assert aliases(library) == {"challenger": CHALLENGER}
+        assert after.waiting("technical") == begun_anew
+        after.check(matured(first + 3))
+        assert aliases(library) == {"challenger": CHALLENGER}
+    decide(library, range(first + 4, first + 5), (RULES, True), (f"local:{CHALLENGER}", True))
+    trials.check(matured(first + 4))
+    assert aliases(library) == {"champion": CHALLENGER}
+
+
 def test_a_move_by_another_process_is_noticed_and_begins_the_trial_anew(
     library: ExperienceLibraryPostgres,
     challenged: ModelVersion,
