@@ -20,10 +20,12 @@ from data_pipeline.library.shadow_pairs import FatalTally, PairFilter
 from training.live_trial import (
     FATAL_RATIO,
     LATENCY_LIMIT_S,
+    MAX_SILENT_SESSIONS,
     LiveTrial,
     challenger_verdict,
     deviation_of,
     too_many_fatal,
+    too_silent,
     too_slow,
 )
 from training.model_registry import AliasEvent, Held, Holders, ModelRegistry
@@ -89,6 +91,7 @@ class _Fold:
     trial: LiveTrial
     matured: datetime | None = None
     decided: datetime | None = None
+    silent: int = 0  # sessions with decisions since it last said anything
     fatal: int = 0
     fatal_of_reference: int = 0
 
@@ -169,11 +172,21 @@ class Trials:
         fallen = self._fallen(agent_type, known)
         if fallen is not None:
             return self._withdraw(agent_type, known, at, fallen)
-        if known.challenger is None:
-            return False
-        learning = self._learning
-        verdict = challenger_verdict(known.challenger.trial, learning.shadow_decisions, learning.shadow_sessions)
+        verdict = self._verdict(agent_type, known)
         return verdict is not None and self._conclude(agent_type, known, at, *verdict)
+
+    def _verdict(self, agent_type: str, known: _Agent) -> tuple[bool, str] | None:
+        """Return whether the challenger is promoted, and why; None without one, and while its trial is not over."""
+        held, fold, needed = known.holders.get("challenger"), known.challenger, self._learning
+        if held is None or fold is None:
+            return None
+        fault = self._serving.load_fault(agent_type, held.model.version)
+        if fault is not None and fault.lasting:
+            return False, f"it cannot be loaded: {fault.reason}"
+        verdict = challenger_verdict(fold.trial, needed.shadow_decisions, needed.shadow_sessions)
+        if verdict is None and (reason := too_silent(fold.silent, _cause(fault))) is not None:
+            return False, reason
+        return verdict
 
     def waiting(self, agent_type: str) -> str | None:
         """Return why an agent's trainings wait, in words: while a challenger is on trial another would only replace it."""
@@ -184,18 +197,23 @@ class Trials:
         fold = known.challenger if known is not None and known.holders.get("challenger") == held else None
         done, seen = (fold.trial.decisions, fold.trial.sessions) if fold else (0, 0)
         needed = self._learning
-        return (
+        progress = (
             f"{held.model.version} is in its shadow stage: {done} of {needed.shadow_decisions} decisions, "
             f"{seen} of {needed.shadow_sessions} sessions"
+        )
+        fault = self._serving.load_fault(agent_type, held.model.version)
+        silent = fold.silent if fold else 0
+        if fault is None and not silent:
+            return progress
+        return (
+            f"{progress}; no answer in the last {silent} sessions, {MAX_SILENT_SESSIONS} end the trial: {_cause(fault)}"
         )
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return where every agent with a version stands, as of the last check, as JSON values."""
         return [self._described(name, known) for name, known in sorted(self._agents.items())]
 
-    def _known(
-        self, agent_type: str, holders: Holders, moves: Sequence[AliasEvent], before: _Agent | None
-    ) -> _Agent:
+    def _known(self, agent_type: str, holders: Holders, moves: Sequence[AliasEvent], before: _Agent | None) -> _Agent:
         """Return an agent's state for new aliases; a trial that they leave alone goes on where it was."""
         known = _Agent(holders, last_move=moves[-1] if moves else None)
         challenger, champion, previous = (holders.get(a) for a in ("challenger", "champion", "previous"))
@@ -229,7 +247,9 @@ class Trials:
             fold.trial.add(found)
         if pairs:
             fold.matured = pairs[-1].matured_at
-        if subject == "serving":
+        if subject == "shadow":
+            fold.silent = shadow_pairs.silent_sessions(cursor, fold.chosen, at)
+        else:
             tally: FatalTally = shadow_pairs.fatal_findings(cursor, fold.chosen, fold.decided, at)
             fold.fatal += tally.serving
             fold.fatal_of_reference += tally.shadow
@@ -327,6 +347,13 @@ class Trials:
                 "reason": move.reason,
             },
         }
+
+
+def _cause(fault: LoadFault | None) -> str:
+    """Return why a challenger says nothing, as far as it is known here."""
+    if fault is None:
+        return "its answers fail, or nobody asks it (the log has the reasons)"
+    return f"it cannot be loaded: {fault.reason}"
 
 
 def _policy(held: Held) -> str:

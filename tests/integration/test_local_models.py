@@ -333,6 +333,36 @@ def test_a_predecessor_that_a_server_may_have_again_degrades_the_state_until_it_
             coordinator.close()
 
 
+def test_a_challenger_of_another_base_model_is_told_to_be_lost_for_good_and_degrades_the_state_while_it_is_on_trial(
+    deployed: Deployed, adapters: list[Adapter], base: Path, tmp_path: Path
+) -> None:
+    deployment, coordinator, _, states, aliases = deployed
+    stranger = write_adapter(base, tmp_path / "stranger", 7, base_sha256="e" * 64)
+    aliases.hold(challenger=version_of("technical@1", stranger))
+    deployment.align("technical")
+    fault = deployment.load_fault("technical", "technical@1")
+    assert fault is not None
+    assert (fault.lasting, coordinator.shadows) == (True, {})
+    aliases["technical"] = {}
+    deployment.align("technical")
+    assert deployment.load_fault("technical", "technical@1") is None
+    assert states == ["degraded: technical@1 cannot be loaded", "running"]
+
+
+def test_without_a_base_model_no_version_is_lost_for_good(adapters: list[Adapter], tmp_path: Path) -> None:
+    config = OrchestratorConfig(agents="rules", learning={"base_model": str(tmp_path / "not_yet")})
+    with LocalModels(config) as models:
+        coordinator, aliases = Coordinator(config, local_policies=models.policy_for), Aliases()
+        deployment = Deployment(config, coordinator, models, aliases.held_by, lambda state: None)
+        aliases.hold(challenger=version_of("technical@1", adapters[0]))
+        deployment.align("technical")
+        fault = deployment.load_fault("technical", "technical@1")
+        assert fault is not None
+        assert not fault.lasting
+        assert "not_yet" in fault.reason
+        coordinator.close()
+
+
 def test_a_withdrawn_version_does_not_go_on_serving_where_its_heir_cannot_be_loaded(
     deployed: Deployed, adapters: list[Adapter]
 ) -> None:

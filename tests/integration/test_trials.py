@@ -45,6 +45,8 @@ pytestmark = pytest.mark.timeout(120)
 
 CHALLENGER, CHAMPION, PREVIOUS = "technical@c", "technical@b", "technical@a"
 RULES = "rules"
+OTHER_BASE = LoadFault("it was trained on another base model", lasting=True)
+SERVER_AWAY = LoadFault("the server is away", lasting=False)
 
 
 class Recorder(NothingServed):
@@ -200,6 +202,70 @@ def test_a_challenger_whose_answers_are_no_opinions_does_not_serve(
     assert "only 0% of its 50 answers were valid" in reason(library, "challenger")
 
 
+def test_a_challenger_that_can_never_be_loaded_is_turned_down_with_the_reason(
+    library: ExperienceLibraryPostgres,
+    challenged: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    metrics: MetricsCollector,
+) -> None:
+    serving.faults[CHALLENGER] = OTHER_BASE
+    trials = make_trials()
+    trials.align()
+    assert aliases(library) == {"challenger": CHALLENGER}
+    trials.check(decided(0))
+    assert aliases(library) == {}
+    assert state(library, CHALLENGER) == "rejected"
+    assert reason(library, "challenger") == f"it cannot be loaded: {OTHER_BASE.reason}"
+    assert trials.waiting("technical") is None
+    assert metrics.get_current_metrics()['model_rejections_total{agent_type="technical"}'] == 1
+    assert serving.aligned == ["technical"] * 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [(SERVER_AWAY, f"it cannot be loaded: {SERVER_AWAY.reason}"), (None, "its answers fail, or nobody asks it")],
+    ids=["away", "mute"],
+)
+def test_a_challenger_that_says_nothing_for_twenty_sessions_with_decisions_is_turned_down_with_the_cause(
+    library: ExperienceLibraryPostgres,
+    challenged: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    fault: LoadFault | None,
+    cause: str,
+) -> None:
+    serving.faults = {} if fault is None else {CHALLENGER: fault}
+    trials = make_trials()
+    decide(library, range(-30, 1), (RULES, True))  # before its trial
+    decide(library, range(1, 3), (RULES, True), (f"local:{CHALLENGER}", True), symbols=SYMBOLS[:1])
+    decide(library, range(3, 40, 2), (RULES, True))  # 19 sessions in twice as many days
+    for restarted in (trials, make_trials()):
+        restarted.check(decided(60))
+        assert aliases(library) == {"challenger": CHALLENGER}
+        waits = restarted.waiting("technical")
+        assert waits is not None
+        assert f"2 of 5 sessions; no answer in the last 19 sessions, 20 end the trial: {cause}" in waits
+    decide(library, range(61, 62), (RULES, True))
+    trials.check(decided(61))
+    assert aliases(library) == {}
+    assert state(library, CHALLENGER) == "rejected"
+    assert f"it has answered nothing in 20 sessions with decisions, 20 end a trial: {cause}" in reason(
+        library, "challenger"
+    )
+
+
+def test_sessions_without_answers_are_counted_from_the_last_answer_on_and_an_abstention_is_one(
+    library: ExperienceLibraryPostgres, challenged: ModelVersion, make_trials: Callable[..., Trials]
+) -> None:
+    decide(library, range(1, 20), (RULES, True))
+    decide(library, range(20, 21), (RULES, True), (f"local:{CHALLENGER}", True), abstained=True)
+    decide(library, range(21, 40), (RULES, True))
+    trials = make_trials()
+    trials.check(decided(39))
+    assert aliases(library) == {"challenger": CHALLENGER}
+
+
 def test_a_champion_that_degrades_is_rolled_back_to_its_predecessor_within_one_check_of_the_evidence(
     library: ExperienceLibraryPostgres,
     crowned: ModelVersion,
@@ -261,10 +327,6 @@ def test_without_a_predecessor_the_rules_are_the_measure_and_serve_again(
     make_trials().check(matured(20))
     assert aliases(library) == {}
     assert "it does worse than rules" in reason(library, "champion")
-
-
-OTHER_BASE = LoadFault("it was trained on another base model", lasting=True)
-SERVER_AWAY = LoadFault("the server is away", lasting=False)
 
 
 @pytest.mark.parametrize(
