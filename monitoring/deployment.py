@@ -16,6 +16,7 @@ from agents.policies.local.states import LOCAL_AGENTS
 from orchestration.coordinator import Coordinator
 from training.local_models import LocalModels
 from training.model_registry import Alias, Holders, ModelVersion
+from training.trials import LoadFault
 from utils.errors import ProviderError, TrainingFailed
 from utils.llm.factory import HOSTED
 from utils.logs import logger
@@ -56,11 +57,13 @@ class Deployment:
         self._configured: dict[str, Policy] = {
             name: policy for name in LOCAL_AGENTS if (policy := coordinator.serving(name)) is not None
         }
-        # a champion without a predecessor is measured by what it replaced; a hosted model would be billed for it
+        # a champion without a predecessor that answers is measured by these; a hosted model would be billed for it
         hosted: list[AgentType] = [name for name, kind in policy_kinds(config).items() if kind in HOSTED]
         self._references = self._configured | {name: rules_for(name) for name in hosted if name in self._configured}
         self._loaded: dict[str, dict[str, Policy]] = {}  # by agent and version: what serves, or answers in shadow
-        self._ill: dict[str, list[str]] = {}  # by agent, the versions that could not be loaded
+        self._faults: dict[str, dict[str, LoadFault]] = {}  # by agent and version: what could not be loaded
+        self._ill: dict[str, list[str]] = {}  # by agent, those of them for which the state is degraded
+        self._lost: dict[str, str] = {}  # by agent, the predecessor that was said to be lost
         self._unserved: dict[str, str | None] = {}  # by agent, the champion that the configuration keeps from serving
         self._said = "running"
 
@@ -69,7 +72,8 @@ class Deployment:
 
         The former serves from the agent's next decision on. Without a champion, the configured policy serves; where the
         champion cannot be loaded, the previous version does, or else the configured policy, and the state is degraded until
-        an alignment finds that all can be loaded. What is loaded already stays; a decision in hand is finished by the policy
+        an alignment finds that all can be loaded. A previous version that never can be, beside a champion that serves, is
+        no such case: it is said once, and the reference takes its place in the shadow. What is loaded already stays; a decision in hand is finished by the policy
         that began it, which is unloaded once nobody asks it any more. A second alignment changes nothing, unless what could
         not be loaded now can.
         """
@@ -77,7 +81,7 @@ class Deployment:
         if configured is None:
             return
         holders = self._held_by(agent_type)
-        self._ill[agent_type] = []
+        self._faults[agent_type] = {}
         yields = self._config.policy_of(agent_type) in ("auto", "local")  # its seat to a champion
         wanted: dict[Alias, bool] = {"champion": yields, "previous": yields, "challenger": True}
         champion, previous, challenger = (
@@ -90,10 +94,7 @@ class Deployment:
             self._note_unserved(agent_type, holders)
         elif champion is not None:
             serves = champion
-            if "previous" not in holders:
-                shadows.append(self._references[agent_type])
-            elif previous is not None:
-                shadows.append(previous)
+            shadows.append(self._counterpart(agent_type, previous))
         elif "champion" in holders and previous is not None:
             serves = previous
         if challenger is not None:
@@ -104,26 +105,39 @@ class Deployment:
         self._loaded[agent_type] = {v: p for v, p in self._loaded.get(agent_type, {}).items() if id(p) in kept}
         self._report(agent_type, holders, serves)
 
-    def reference(self, agent_type: str) -> str:
-        """Return the name of the policy by which a champion without a predecessor is measured."""
-        policy = self._references.get(agent_type)
-        return "rules" if policy is None else policy.name
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        """Return the name of the policy that answers beside a champion with this predecessor, as of the last alignment."""
+        if agent_type not in self._configured:
+            return "rules"
+        loaded = self._loaded.get(agent_type, {}).get(previous) if previous is not None else None
+        return self._counterpart(agent_type, loaded).name
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        """Return why a version could not be loaded at the last alignment, None where it was, or was not asked for."""
+        return self._faults.get(agent_type, {}).get(version)
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
         """Return the seconds that a policy's newest answers took; live only."""
         return self._coordinator.latencies_s(agent_type, policy)
+
+    def _counterpart(self, agent_type: str, previous: Policy | None) -> Policy:
+        """Return what a champion is measured by: its predecessor where that is loaded, else what it replaced."""
+        return self._references[agent_type] if previous is None else previous
 
     def _policy(self, agent_type: str, version: ModelVersion) -> Policy | None:
         """Return a version's policy, loaded if it is not; None where it cannot be."""
         loaded = self._loaded.setdefault(agent_type, {})
         if version.version not in loaded:
             seat: AgentType = agent_type  # type: ignore[assignment]
-            started = time.perf_counter()
+            started, base_is_there = time.perf_counter(), False
             try:
+                self._models.base_version()
+                base_is_there = True
                 loaded[version.version] = self._models.version_policy(version, seat, rules_for(seat))
             except ProviderError as error:
-                logger.error("%s", error)
-                self._ill[agent_type].append(version.version)
+                # a server that is away, or a base model, may come back; damaged bytes or those of another base do not
+                lasting = base_is_there and error.kind == "fault"
+                self._faults[agent_type][version.version] = LoadFault(str(error), lasting)
                 return None
             took_ms = 1000 * (time.perf_counter() - started)
             logger.info("local:%s is loaded (in %.0f ms)", version.version, took_ms)
@@ -148,9 +162,21 @@ class Deployment:
 
     def _report(self, agent_type: str, holders: Holders, serves: Policy) -> None:
         """Say which versions cannot be loaded, and what that leads to."""
-        ill = self._ill[agent_type]
-        champion = holders.get("champion")
-        if champion is not None and champion.model.version in ill:
+        faults = dict(self._faults[agent_type])
+        champion, previous = holders.get("champion"), holders.get("previous")
+        lost = None
+        if previous is not None and champion is not None and champion.model.version not in faults:
+            fault = faults.get(previous.model.version)
+            if fault is not None and fault.lasting:
+                lost = previous.model.version
+                del faults[lost]
+                self._note_lost(agent_type, lost, fault, serves)
+        if lost is None:
+            self._lost.pop(agent_type, None)
+        for fault in faults.values():
+            logger.error("%s", fault.reason)
+        self._ill[agent_type] = list(faults)
+        if champion is not None and champion.model.version in faults:
             logger.error(
                 "the %s agent's champion %s cannot be loaded: %s serves in its place",
                 agent_type, champion.model.version, serves.name,
@@ -160,6 +186,18 @@ class Deployment:
         if state != self._said:
             self._said = state
             self._on_state(state)
+
+    def _note_lost(self, agent_type: str, previous: str, fault: LoadFault, serves: Policy) -> None:
+        """Say once that a predecessor is lost: its champion serves on, measured by something else."""
+        if self._lost.get(agent_type) == previous:
+            return
+        self._lost[agent_type] = previous
+        logger.warning(
+            "the %s agent's previous version %s cannot be loaded (%s): %s is measured by %s from now on, and a rollback "
+            "would go to %s",
+            agent_type, previous, fault.reason, serves.name, self._references[agent_type].name,
+            self._configured[agent_type].name,
+        )  # fmt: skip
 
 
 def open_local_models(

@@ -65,6 +65,10 @@ has none."""
 LATENCY_LIMIT_S = 0.5
 MIN_LATENCIES = 100
 LATENCY_QUANTILE = 0.95
+MAX_SILENT_SESSIONS = 20
+"""Sessions with decisions, one after the other, in which a challenger may say nothing: a month in which a server that is away
+comes back, and after which its agent's trainings have waited for it long enough."""
+
 MIN_VALIDITY = 0.90
 """Share of a challenger's answers that must be opinions, as in the gate."""
 
@@ -221,6 +225,13 @@ def too_slow(latencies_s: list[float]) -> float | None:
         return None
     slow = float(np.quantile(latencies_s, LATENCY_QUANTILE))
     return slow if slow > LATENCY_LIMIT_S else None
+
+
+def too_silent(sessions: int, cause: str) -> str | None:
+    """Return why a challenger without answers in its last `sessions` is turned down, in words; None while it may go on."""
+    if sessions < MAX_SILENT_SESSIONS:
+        return None
+    return f"it has answered nothing in {sessions} sessions with decisions, {MAX_SILENT_SESSIONS} end a trial: {cause}"
 
 
 def challenger_verdict(trial: LiveTrial, decisions: int, sessions: int) -> tuple[bool, str] | None:

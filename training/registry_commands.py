@@ -99,7 +99,7 @@ def _answer(
         return _promote(config, library, run, options.version, options.reason)
     if options.challenger:
         return _turn_down(library, run, options.rolled_back, options.reason)
-    return _roll_back(library, run, options.rolled_back, options.reason)
+    return _roll_back(config, library, run, options.rolled_back, options.reason)
 
 
 def _list(library: ExperienceLibraryPostgres, run: Run, agent_type: str | None) -> str:
@@ -187,7 +187,9 @@ def _promote(
     return "\n".join([*said, FOLLOWS]) + "\n"
 
 
-def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, reason: str) -> str:
+def _roll_back(
+    config: OrchestratorConfig, library: ExperienceLibraryPostgres, run: Run, agent_type: str, reason: str
+) -> str:
     registry = ModelRegistry(library)
     with library.connection() as connection, connection.cursor() as cursor:
         registry.lock(cursor, agent_type)
@@ -198,6 +200,8 @@ def _roll_back(library: ExperienceLibraryPostgres, run: Run, agent_type: str, re
         cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (previous,))
         heir = registry.get(cursor, previous) if previous else None
         damage = _damage(heir) if heir is not None else None
+        if heir is not None and damage is None and not _same_base(heir.base_model, config.learning.base_model):
+            damage = f"it lies on the base model {heir.base_model!r}, and learning.base_model is {config.learning.base_model!r}"
         heir = registry.withdraw(
             cursor, agent_type, chosen_run.present(cursor, run), reason, to_previous=damage is None
         )

@@ -20,10 +20,12 @@ from data_pipeline.library.shadow_pairs import FatalTally, PairFilter
 from training.live_trial import (
     FATAL_RATIO,
     LATENCY_LIMIT_S,
+    MAX_SILENT_SESSIONS,
     LiveTrial,
     challenger_verdict,
     deviation_of,
     too_many_fatal,
+    too_silent,
     too_slow,
 )
 from training.model_registry import AliasEvent, Held, Holders, ModelRegistry
@@ -34,6 +36,14 @@ from utils.settings import OrchestratorConfig
 from utils.telemetry import NO_TELEMETRY, Telemetry
 
 
+@dataclass(frozen=True, slots=True)
+class LoadFault:
+    """Why a version could not be loaded, in words, and whether that lies in the version, so that waiting does not help."""
+
+    reason: str
+    lasting: bool
+
+
 class Serving(Protocol):
     """What puts versions into service. Failure contract: a version that cannot be loaded is said and never raised."""
 
@@ -41,8 +51,12 @@ class Serving(Protocol):
         """Let what serves an agent, and what answers in its shadow, be what the aliases say; idempotent."""
         ...
 
-    def reference(self, agent_type: str) -> str:
-        """Return the name of the policy by which a champion without a predecessor is measured."""
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        """Return the name of the policy that answers beside a champion with this predecessor, as of the last alignment."""
+        ...
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        """Return why a version could not be loaded at the last alignment, None where it was, or was not asked for."""
         ...
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
@@ -56,9 +70,13 @@ class NothingServed:
     def align(self, agent_type: str) -> None:
         """Do nothing."""
 
-    def reference(self, agent_type: str) -> str:
-        """Return the rules."""
-        return "rules"
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        """Return the predecessor, or the rules."""
+        return "rules" if previous is None else f"local:{previous}"
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        """Return None: nothing is loaded."""
+        return None
 
     def latencies_s(self, agent_type: str, policy: str) -> Sequence[float]:
         """Return nothing."""
@@ -73,6 +91,7 @@ class _Fold:
     trial: LiveTrial
     matured: datetime | None = None
     decided: datetime | None = None
+    silent: int = 0  # sessions with decisions since it last said anything
     fatal: int = 0
     fatal_of_reference: int = 0
 
@@ -128,13 +147,10 @@ class Trials:
         for agent_type in sorted({*found, *self._agents}):
             holders = found.get(agent_type, {})
             known = self._agents.get(agent_type)
-            if known is not None and _names(known.holders) == _names(holders):
-                if again:
-                    self._serving.align(agent_type)
+            if known is not None and _names(known.holders) == _names(holders) and not again:
                 continue
             self._serving.align(agent_type)
-            events = self._registry.events(agent_type)
-            state = self._known(agent_type, holders, events[-1] if events else None, known)
+            state = self._known(agent_type, holders, self._registry.events(agent_type), known)
             self._agents = {**self._agents, agent_type: state}  # in one step: other threads read it
 
     def check(self, at: datetime) -> None:
@@ -156,11 +172,21 @@ class Trials:
         fallen = self._fallen(agent_type, known)
         if fallen is not None:
             return self._withdraw(agent_type, known, at, fallen)
-        if known.challenger is None:
-            return False
-        learning = self._learning
-        verdict = challenger_verdict(known.challenger.trial, learning.shadow_decisions, learning.shadow_sessions)
+        verdict = self._verdict(agent_type, known)
         return verdict is not None and self._conclude(agent_type, known, at, *verdict)
+
+    def _verdict(self, agent_type: str, known: _Agent) -> tuple[bool, str] | None:
+        """Return whether the challenger is promoted, and why; None without one, and while its trial is not over."""
+        held, fold, needed = known.holders.get("challenger"), known.challenger, self._learning
+        if held is None or fold is None:
+            return None
+        fault = self._serving.load_fault(agent_type, held.model.version)
+        if fault is not None and fault.lasting:
+            return False, f"it cannot be loaded: {fault.reason}"
+        verdict = challenger_verdict(fold.trial, needed.shadow_decisions, needed.shadow_sessions)
+        if verdict is None and (reason := too_silent(fold.silent, _cause(fault))) is not None:
+            return False, reason
+        return verdict
 
     def waiting(self, agent_type: str) -> str | None:
         """Return why an agent's trainings wait, in words: while a challenger is on trial another would only replace it."""
@@ -171,27 +197,35 @@ class Trials:
         fold = known.challenger if known is not None and known.holders.get("challenger") == held else None
         done, seen = (fold.trial.decisions, fold.trial.sessions) if fold else (0, 0)
         needed = self._learning
-        return (
+        progress = (
             f"{held.model.version} is in its shadow stage: {done} of {needed.shadow_decisions} decisions, "
             f"{seen} of {needed.shadow_sessions} sessions"
+        )
+        fault = self._serving.load_fault(agent_type, held.model.version)
+        silent = fold.silent if fold else 0
+        if fault is None and not silent:
+            return progress
+        return (
+            f"{progress}; no answer in the last {silent} sessions, {MAX_SILENT_SESSIONS} end the trial: {_cause(fault)}"
         )
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return where every agent with a version stands, as of the last check, as JSON values."""
         return [self._described(name, known) for name, known in sorted(self._agents.items())]
 
-    def _known(self, agent_type: str, holders: Holders, last_move: AliasEvent | None, before: _Agent | None) -> _Agent:
+    def _known(self, agent_type: str, holders: Holders, moves: Sequence[AliasEvent], before: _Agent | None) -> _Agent:
         """Return an agent's state for new aliases; a trial that they leave alone goes on where it was."""
-        known = _Agent(holders, last_move=last_move)
+        known = _Agent(holders, last_move=moves[-1] if moves else None)
         challenger, champion, previous = (holders.get(a) for a in ("challenger", "champion", "previous"))
         if challenger is not None:
-            # beside what serves now: what it was better than before says nothing of that
-            since = max(challenger.since, champion.since) if champion is not None else challenger.since
+            # beside what serves now, be it no version: what it was better than before says nothing of that
+            served_since = [move.as_of for move in moves if move.alias == "champion"][-1:]
+            since = max([challenger.since, *served_since])
             chosen = self._filter(agent_type, None, _policy(challenger), since)
             known.challenger = self._fold(chosen, challenger, before.challenger if before else None)
         if champion is not None:
-            reference = self._serving.reference(agent_type) if previous is None else _policy(previous)
-            chosen = self._filter(agent_type, _policy(champion), reference, champion.since)
+            counterpart = self._serving.counterpart(agent_type, _versions(previous))
+            chosen = self._filter(agent_type, _policy(champion), counterpart, champion.since)
             known.watch = self._fold(chosen, champion, before.watch if before else None)
         return known
 
@@ -213,7 +247,9 @@ class Trials:
             fold.trial.add(found)
         if pairs:
             fold.matured = pairs[-1].matured_at
-        if subject == "serving":
+        if subject == "shadow":
+            fold.silent = shadow_pairs.silent_sessions(cursor, fold.chosen, at)
+        else:
             tally: FatalTally = shadow_pairs.fatal_findings(cursor, fold.chosen, fold.decided, at)
             fold.fatal += tally.serving
             fold.fatal_of_reference += tally.shadow
@@ -239,8 +275,14 @@ class Trials:
         return None
 
     def _withdraw(self, agent_type: str, known: _Agent, at: datetime, reason: str) -> bool:
+        previous = known.holders.get("previous")
+        fault = None if previous is None else self._serving.load_fault(agent_type, previous.model.version)
+        lost = fault if fault is not None and fault.lasting else None
+        if lost is not None:
+            reason = f"{reason}; {_versions(previous)}, the version before, cannot serve again: {lost.reason}"
+
         def move(cursor: psycopg.Cursor[Any]) -> str:
-            heir = self._registry.withdraw(cursor, agent_type, at, reason)
+            heir = self._registry.withdraw(cursor, agent_type, at, reason, to_previous=lost is None)
             return heir.version if heir is not None else "the configured policy"
 
         heir = self._moved(agent_type, known.holders, move)
@@ -305,6 +347,13 @@ class Trials:
                 "reason": move.reason,
             },
         }
+
+
+def _cause(fault: LoadFault | None) -> str:
+    """Return why a challenger says nothing, as far as it is known here."""
+    if fault is None:
+        return "its answers fail, or nobody asks it (the log has the reasons)"
+    return f"it cannot be loaded: {fault.reason}"
 
 
 def _policy(held: Held) -> str:

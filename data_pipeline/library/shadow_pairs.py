@@ -124,6 +124,24 @@ def fatal_findings(
     return FatalTally(*row)
 
 
+def silent_sessions(cursor: psycopg.Cursor[Any], chosen: PairFilter, until: datetime) -> int:
+    """Count the sessions (UTC days) by `until` in which the agent gave an opinion, since the shadow last said anything.
+
+    An abstention of the shadow is an answer, too.
+    """
+    cursor.execute(
+        "SELECT count(DISTINCT (s.as_of AT TIME ZONE 'UTC')::date) FROM trajectories s WHERE s.run_id = %(run_id)s "
+        "AND s.agent_type = %(agent_type)s AND NOT s.shadow AND NOT s.abstained AND s.as_of <= %(until)s "
+        "AND s.as_of > coalesce((SELECT max(x.as_of) FROM trajectories x WHERE x.run_id = %(run_id)s "
+        "AND x.agent_type = %(agent_type)s AND x.shadow AND x.policy = %(shadow)s AND x.as_of > %(decided_after)s "
+        "AND x.as_of <= %(until)s), %(decided_after)s)",
+        {**_parameters(chosen), "until": until},
+    )
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def _parameters(chosen: PairFilter) -> dict[str, Any]:
     return {
         "run_id": chosen.run_id,

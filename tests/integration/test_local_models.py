@@ -280,6 +280,89 @@ def test_a_champion_is_shadowed_by_its_predecessor_and_what_was_withdrawn_has_le
     assert loaded(models) == set()
 
 
+def test_a_champion_whose_predecessor_lies_on_another_base_model_is_shadowed_by_what_it_replaced_and_nothing_is_degraded(
+    deployed: Deployed, adapters: list[Adapter], base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment, coordinator, _, states, aliases = deployed
+    base_policy = coordinator.policies["technical"]
+    stranger = write_adapter(base, tmp_path / "stranger", 7, base_sha256="e" * 64)
+    aliases.hold(champion=version_of("technical@2", adapters[1]), previous=version_of("technical@1", stranger))
+    for _ in range(2):
+        deployment.align("technical")
+    assert (coordinator.policies["technical"], coordinator.shadows) == (
+        "local:technical@2", {"technical": [base_policy]},
+    )  # fmt: skip
+    assert deployment.counterpart("technical", "technical@1") == base_policy
+    fault = deployment.load_fault("technical", "technical@1")
+    assert fault is not None
+    assert fault.lasting
+    assert "it was trained on the base model eeeeeeeeeeee" in fault.reason
+    assert deployment.load_fault("technical", "technical@2") is None
+    assert states == []
+    (said,) = [record for record in caplog.records if "technical@1" in record.getMessage()]
+    assert said.levelname == "WARNING"
+    assert said.getMessage().endswith(f"a rollback would go to {base_policy}")
+
+
+def test_a_predecessor_that_a_server_may_have_again_degrades_the_state_until_it_answers_in_shadow(
+    adapters: list[Adapter], base: Path
+) -> None:
+    with FakeLoraServer(OpenAI().answer(HOLD)) as server:
+        config = config_of(base, local={"server_url": server.url, "served_model": "base"})
+        states: list[str] = []
+        with LocalModels(config) as models:
+            coordinator, aliases = Coordinator(config, local_policies=models.policy_for), Aliases()
+            deployment = Deployment(config, coordinator, models, aliases.held_by, states.append)
+            reference = coordinator.policies["technical"]
+            champion, previous = version_of("technical@2", adapters[1]), version_of("technical@1", adapters[0])
+            aliases.hold(champion=champion)
+            deployment.align("technical")
+            server.runtime_loading = False
+            aliases.hold(champion=champion, previous=previous)
+            deployment.align("technical")
+            assert coordinator.shadows == {"technical": [reference]}
+            assert deployment.counterpart("technical", "technical@1") == reference
+            fault = deployment.load_fault("technical", "technical@1")
+            assert fault is not None
+            assert not fault.lasting
+            server.runtime_loading = True
+            deployment.align("technical")
+            assert coordinator.shadows == {"technical": ["local:technical@1"]}
+            assert deployment.counterpart("technical", "technical@1") == "local:technical@1"
+            assert states == ["degraded: technical@1 cannot be loaded", "running"]
+            coordinator.close()
+
+
+def test_a_challenger_of_another_base_model_is_told_to_be_lost_for_good_and_degrades_the_state_while_it_is_on_trial(
+    deployed: Deployed, adapters: list[Adapter], base: Path, tmp_path: Path
+) -> None:
+    deployment, coordinator, _, states, aliases = deployed
+    stranger = write_adapter(base, tmp_path / "stranger", 7, base_sha256="e" * 64)
+    aliases.hold(challenger=version_of("technical@1", stranger))
+    deployment.align("technical")
+    fault = deployment.load_fault("technical", "technical@1")
+    assert fault is not None
+    assert (fault.lasting, coordinator.shadows) == (True, {})
+    aliases["technical"] = {}
+    deployment.align("technical")
+    assert deployment.load_fault("technical", "technical@1") is None
+    assert states == ["degraded: technical@1 cannot be loaded", "running"]
+
+
+def test_without_a_base_model_no_version_is_lost_for_good(adapters: list[Adapter], tmp_path: Path) -> None:
+    config = OrchestratorConfig(agents="rules", learning={"base_model": str(tmp_path / "not_yet")})
+    with LocalModels(config) as models:
+        coordinator, aliases = Coordinator(config, local_policies=models.policy_for), Aliases()
+        deployment = Deployment(config, coordinator, models, aliases.held_by, lambda state: None)
+        aliases.hold(challenger=version_of("technical@1", adapters[0]))
+        deployment.align("technical")
+        fault = deployment.load_fault("technical", "technical@1")
+        assert fault is not None
+        assert not fault.lasting
+        assert "not_yet" in fault.reason
+        coordinator.close()
+
+
 def test_a_withdrawn_version_does_not_go_on_serving_where_its_heir_cannot_be_loaded(
     deployed: Deployed, adapters: list[Adapter]
 ) -> None:
@@ -300,7 +383,7 @@ def test_a_seat_that_is_configured_otherwise_keeps_its_policy_and_its_challenger
     champion, challenger = (version_of(f"fundamental@{n}", adapters[n], "fundamental") for n in (0, 1))
     aliases.hold(champion=champion, challenger=challenger)
     deployment.align("fundamental")
-    assert coordinator.policies["fundamental"] == deployment.reference("fundamental") == "rules"
+    assert coordinator.policies["fundamental"] == deployment.counterpart("fundamental", None) == "rules"
     assert coordinator.shadows == {"fundamental": ["local:fundamental@1"]}
 
 

@@ -198,6 +198,24 @@ def test_a_rollback_past_a_damaged_previous_version_ends_with_the_rules(
     assert f"{first.model.version} was previous and cannot serve" in ended.stdout
 
 
+def test_a_rollback_past_a_previous_version_on_another_base_model_ends_with_the_rules(
+    place: Place, command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    first, second = (make_version(place.library, place.data_dir, seed) for seed in (1, 2))
+    for made in (first, second):
+        promote(place.library, made)
+    settings = tmp_path / "system.yaml"
+    settings.write_text("learning: {base_model: other/model}\n")
+    ended = command("rollback", "technical", "--data_dir", place.data_dir, "--config", settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "the rules will" in ended.stdout
+    assert (
+        f"{first.model.version} was previous and cannot serve: it lies on the base model "
+        f"{first.model.base_model!r}, and learning.base_model is 'other/model'"
+    ) in ended.stdout
+    assert ModelRegistry(place.library).held_by("technical") == {}
+
+
 def test_a_configuration_that_lets_others_serve_is_told_and_so_is_another_mode(
     place: Place, command: Callable[..., Ended], tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ from training.model_registry import ModelRegistry, ModelVersion
 from training.pipelines.conclusion import conclude
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import SFTPipelineConfig
-from training.trials import NothingServed, Trials
+from training.trials import LoadFault, NothingServed, Trials
 from utils.clock import VirtualClock
 from utils.errors import LibraryUnavailable
 from utils.settings import OrchestratorConfig
@@ -45,20 +45,32 @@ pytestmark = pytest.mark.timeout(120)
 
 CHALLENGER, CHAMPION, PREVIOUS = "technical@c", "technical@b", "technical@a"
 RULES = "rules"
+OTHER_BASE = LoadFault("it was trained on another base model", lasting=True)
+SERVER_AWAY = LoadFault("the server is away", lasting=False)
 
 
 class Recorder(NothingServed):
-    """Notes what it is asked to align; `failures` are raised first, `slow` are the seconds of a champion's answers."""
+    """Notes what it is asked to align; `failures` are raised first, `slow` are the seconds of a champion's answers.
+
+    `faults` says which versions cannot be loaded; a predecessor that cannot is replaced by the rules.
+    """
 
     def __init__(self) -> None:
         self.aligned: list[str] = []
         self.failures: list[Exception] = []
         self.slow: list[float] = []
+        self.faults: dict[str, LoadFault] = {}
 
     def align(self, agent_type: str) -> None:
         if self.failures:
             raise self.failures.pop()
         self.aligned.append(agent_type)
+
+    def counterpart(self, agent_type: str, previous: str | None) -> str:
+        return super().counterpart(agent_type, None if previous in self.faults else previous)
+
+    def load_fault(self, agent_type: str, version: str) -> LoadFault | None:
+        return self.faults.get(version)
 
     def latencies_s(self, agent_type: str, policy: str) -> list[float]:
         return self.slow if policy == f"local:{CHAMPION}" else []
@@ -190,6 +202,70 @@ def test_a_challenger_whose_answers_are_no_opinions_does_not_serve(
     assert "only 0% of its 50 answers were valid" in reason(library, "challenger")
 
 
+def test_a_challenger_that_can_never_be_loaded_is_turned_down_with_the_reason(
+    library: ExperienceLibraryPostgres,
+    challenged: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    metrics: MetricsCollector,
+) -> None:
+    serving.faults[CHALLENGER] = OTHER_BASE
+    trials = make_trials()
+    trials.align()
+    assert aliases(library) == {"challenger": CHALLENGER}
+    trials.check(decided(0))
+    assert aliases(library) == {}
+    assert state(library, CHALLENGER) == "rejected"
+    assert reason(library, "challenger") == f"it cannot be loaded: {OTHER_BASE.reason}"
+    assert trials.waiting("technical") is None
+    assert metrics.get_current_metrics()['model_rejections_total{agent_type="technical"}'] == 1
+    assert serving.aligned == ["technical"] * 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [(SERVER_AWAY, f"it cannot be loaded: {SERVER_AWAY.reason}"), (None, "its answers fail, or nobody asks it")],
+    ids=["away", "mute"],
+)
+def test_a_challenger_that_says_nothing_for_twenty_sessions_with_decisions_is_turned_down_with_the_cause(
+    library: ExperienceLibraryPostgres,
+    challenged: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    fault: LoadFault | None,
+    cause: str,
+) -> None:
+    serving.faults = {} if fault is None else {CHALLENGER: fault}
+    trials = make_trials()
+    decide(library, range(-30, 1), (RULES, True))  # before its trial
+    decide(library, range(1, 3), (RULES, True), (f"local:{CHALLENGER}", True), symbols=SYMBOLS[:1])
+    decide(library, range(3, 40, 2), (RULES, True))  # 19 sessions in twice as many days
+    for restarted in (trials, make_trials()):
+        restarted.check(decided(60))
+        assert aliases(library) == {"challenger": CHALLENGER}
+        waits = restarted.waiting("technical")
+        assert waits is not None
+        assert f"2 of 5 sessions; no answer in the last 19 sessions, 20 end the trial: {cause}" in waits
+    decide(library, range(61, 62), (RULES, True))
+    trials.check(decided(61))
+    assert aliases(library) == {}
+    assert state(library, CHALLENGER) == "rejected"
+    assert f"it has answered nothing in 20 sessions with decisions, 20 end a trial: {cause}" in reason(
+        library, "challenger"
+    )
+
+
+def test_sessions_without_answers_are_counted_from_the_last_answer_on_and_an_abstention_is_one(
+    library: ExperienceLibraryPostgres, challenged: ModelVersion, make_trials: Callable[..., Trials]
+) -> None:
+    decide(library, range(1, 20), (RULES, True))
+    decide(library, range(20, 21), (RULES, True), (f"local:{CHALLENGER}", True), abstained=True)
+    decide(library, range(21, 40), (RULES, True))
+    trials = make_trials()
+    trials.check(decided(39))
+    assert aliases(library) == {"challenger": CHALLENGER}
+
+
 def test_a_champion_that_degrades_is_rolled_back_to_its_predecessor_within_one_check_of_the_evidence(
     library: ExperienceLibraryPostgres,
     crowned: ModelVersion,
@@ -251,6 +327,57 @@ def test_without_a_predecessor_the_rules_are_the_measure_and_serve_again(
     make_trials().check(matured(20))
     assert aliases(library) == {}
     assert "it does worse than rules" in reason(library, "champion")
+
+
+@pytest.mark.parametrize(
+    ("fault", "left"), [(OTHER_BASE, {}), (SERVER_AWAY, {"champion": PREVIOUS})], ids=["for good", "for now"]
+)
+def test_a_champion_whose_predecessor_cannot_be_loaded_falls_by_what_shadows_it_in_its_place(
+    library: ExperienceLibraryPostgres,
+    crowned: ModelVersion,
+    make_trials: Callable[..., Trials],
+    serving: Recorder,
+    fault: LoadFault,
+    left: dict[str, str],
+) -> None:
+    serving.faults[PREVIOUS] = fault
+    decide(library, range(1, 20), (f"local:{CHAMPION}", False), (RULES, True))
+    trials = make_trials()
+    trials.align()
+    assert trials.snapshot()[0]["champion_trial"]["against"] == RULES
+    trials.check(matured(20))
+    assert aliases(library) == left
+    assert reason(library, "champion").startswith("it does worse than rules")
+    lost = f"{PREVIOUS}, the version before, cannot serve again: {fault.reason}"
+    assert (lost in reason(library, "champion")) is fault.lasting
+
+
+def test_fatal_findings_count_beside_what_shadows_a_champion_in_the_place_of_a_lost_predecessor(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials], serving: Recorder
+) -> None:
+    serving.faults[PREVIOUS] = OTHER_BASE
+    rows = [opinion(session, symbol, f"local:{CHAMPION}", True) for session in (1, 2) for symbol in SYMBOLS]
+    beside = [opinion(session, symbol, RULES, True, shadow=True) for session in (1, 2) for symbol in SYMBOLS]
+    store(library, [*rows, *beside], [fatal(row) for row in rows])
+    make_trials().check(decided(2))
+    assert aliases(library) == {}
+    assert "fatal findings in 20 of its outputs, in 0 of rules's" in reason(library, "champion")
+
+
+def test_a_champion_is_measured_by_its_predecessor_again_once_that_can_be_loaded(
+    library: ExperienceLibraryPostgres, crowned: ModelVersion, make_trials: Callable[..., Trials], serving: Recorder
+) -> None:
+    serving.faults[PREVIOUS] = SERVER_AWAY
+    decide(library, range(1, 3), (f"local:{CHAMPION}", True), (RULES, True))
+    decide(library, range(3, 4), (f"local:{CHAMPION}", True), (f"local:{PREVIOUS}", True))
+    trials = make_trials()
+    trials.check(matured(3))
+    assert trials.snapshot()[0]["champion_trial"]["sessions"] == 2
+    serving.faults.clear()
+    trials.align(again=True)
+    trials.check(matured(3))
+    (shown,) = trials.snapshot()
+    assert (shown["champion_trial"]["against"], shown["champion_trial"]["sessions"]) == (f"local:{PREVIOUS}", 1)
 
 
 def test_a_champion_as_good_as_its_predecessor_is_not_rolled_back(
@@ -354,6 +481,31 @@ def test_a_rollback_begins_the_challengers_trial_anew_beside_what_serves_now(
     decide(library, range(last.days + 1, last.days + 6), (f"local:{PREVIOUS}", True), (f"local:{CHALLENGER}", True))
     trials.check(matured(last.days + 5))
     assert aliases(library)["champion"] == CHALLENGER
+
+
+def test_a_champion_that_falls_to_the_rules_begins_the_challengers_trial_anew_beside_them(
+    library: ExperienceLibraryPostgres, make_trials: Callable[..., Trials]
+) -> None:
+    move(library, "promote", add_version(library, CHAMPION), decided(0))
+    move(library, "challenge", add_version(library, CHALLENGER), decided(0))
+    decide(library, range(1, 5), (f"local:{CHAMPION}", True), (RULES, True), (f"local:{CHALLENGER}", True))
+    trials = make_trials()
+    trials.check(matured(4))
+    assert trials.snapshot()[0]["challenger_trial"]["decisions"] == 40
+    with library.connection() as connection, connection.cursor() as cursor:
+        ModelRegistry(library).withdraw(cursor, "technical", matured(4), "expired", to_previous=False)
+    begun_anew = f"{CHALLENGER} is in its shadow stage: 0 of 50 decisions, 0 of 5 sessions"
+    first = (matured(4).date() - decided(0).date()).days + 1
+    decide(library, range(first, first + 4), (RULES, True), (f"local:{CHALLENGER}", True))
+    for after in (trials, make_trials()):
+        after.check(matured(4))
+        assert aliases(library) == {"challenger": CHALLENGER}
+        assert after.waiting("technical") == begun_anew
+        after.check(matured(first + 3))
+        assert aliases(library) == {"challenger": CHALLENGER}
+    decide(library, range(first + 4, first + 5), (RULES, True), (f"local:{CHALLENGER}", True))
+    trials.check(matured(first + 4))
+    assert aliases(library) == {"champion": CHALLENGER}
 
 
 def test_a_move_by_another_process_is_noticed_and_begins_the_trial_anew(
