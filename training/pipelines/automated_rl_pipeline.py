@@ -20,6 +20,7 @@ from training.pipelines.trigger import RLPipelineConfig
 from training.rl.dataset import counterfactual_examples
 from training.rl.job import GRPO_CONFIG, RLJob, load_rl_hyper_parameters
 from utils.errors import TrainingFailed
+from utils.settings import OrchestratorConfig
 
 
 class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
@@ -33,7 +34,7 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         library: ExperienceLibraryPostgres | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(config or RLPipelineConfig(), library, **options)
+        super().__init__(config or _configured(), library, **options)
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         matured = self._library.get_matured_trajectories(self.config.agent_type, as_of=train_end)
@@ -69,8 +70,15 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         return rl_command(job_path, self.config.accelerate_config)
 
 
+def _configured() -> RLPipelineConfig:
+    return RLPipelineConfig.from_settings(OrchestratorConfig(), "strategist", derived_ids=False)
+
+
 def run_automated_rl_pipeline(market_regime: str | None = None, force_retrain: bool = False) -> dict[str, Any]:
-    """Run the pipeline once on the configured database; for people and schedulers."""
+    """Run the pipeline once as configured, on the experiences of the newest live run or else of the newest, as of its present.
+
+    For people and schedulers: what ``python -m training.rl`` does, without a terminal.
+    """
     pipeline = AutomatedRLPipeline()
     try:
         return pipeline.run_pipeline(market_regime, force_retrain)
