@@ -17,10 +17,11 @@ from data_pipeline.embedded_postgres import EmbeddedPostgres
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
-from training import chosen_run, model_card, training_runs, version_base
+from training import chosen_run, model_card, training_runs
 from training.model_card_page import render_markdown
 from training.model_expiry import expired
 from training.model_registry import Alias, ModelRegistry, ModelVersion
+from training.version_base import ConfiguredBase
 from utils.artifacts import ArtifactCorrupt, verify
 from utils.clock import isoformat
 from utils.errors import ConfigError, SystemFault, nearest
@@ -214,14 +215,15 @@ def _check_time(
 def _check_base(config: OrchestratorConfig, model: ModelVersion) -> list[str]:
     """Refuse a version of another base model than the configured one; return what could not be checked."""
     base = config.learning.base_model
-    if not version_base.same_name(model, base):
+    configured = ConfiguredBase(base, config.model_cache_dir or config.data_dir / "models" / "base")
+    if not configured.has_name_of(model):
         raise ConfigError(
             f"{model.version} lies on the base model {model.base_model!r}, and learning.base_model is {base!r}; "
             "configure its own, or take another version"
         )
     if config.local.server_url is not None:
         return ["the content of the base model was not compared: the server at local.server_url has it"]
-    same = version_base.same_content(model, base, config.model_cache_dir or config.data_dir / "models" / "base")
+    same = configured.has_content_of(model)
     if same is None:
         return [f"the content of the base model was not compared: this machine does not have {base} yet"]
     if not same:

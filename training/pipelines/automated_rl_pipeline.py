@@ -19,6 +19,7 @@ from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import RLPipelineConfig
 from training.rl.dataset import counterfactual_examples
 from training.rl.job import GRPO_CONFIG, RLJob, load_rl_hyper_parameters
+from training.version_base import ConfiguredBase
 from utils.errors import TrainingFailed
 from utils.settings import OrchestratorConfig
 
@@ -52,19 +53,21 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
     def _job(self, common: Mapping[str, Any], train_end: datetime) -> TrainingJob:
         path = self.config.hyper_parameters or GRPO_CONFIG
         hyper = load_rl_hyper_parameters(self.config.base_model, path)
-        start = self._start(common["champion_adapter"], hyper.base_model, train_end)
+        start = self._start(hyper.base_model, train_end)
         return RLJob(**common, base_model=hyper.base_model, start_adapter=start, hyper_parameters=hyper)
 
-    def _start(self, champion: Path | None, base_model: str, train_end: datetime) -> Path | None:
-        """Return the adapter to begin with: the champion's, else the newest fine-tuned one of the same base model.
+    def _start(self, base_model: str, train_end: datetime) -> Path | None:
+        """Return the adapter to begin with: the champion's, else the newest fine-tuned one, of those on the same base model.
 
         A fine-tuned one that has seen later outcomes, of a time when less was held out, would answer the held-out states by
         heart; the champion is what the gate compares with, so that it gains nothing by what both have seen.
         """
-        if champion is not None:
-            return champion
-        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft", train_end)
-        return tuned.path if tuned is not None and tuned.base_model == base_model and tuned.path.is_dir() else None
+        base = ConfiguredBase(base_model, self.config.cache_dir)
+        champion = self._registry.holder(self.config.agent_type, "champion")
+        if champion is not None and base.fits(champion):
+            return champion.path
+        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft", train_end, base.fits)
+        return tuned.path if tuned is not None and tuned.path.is_dir() else None
 
     def _command(self, job_path: Path) -> list[str]:
         return rl_command(job_path, self.config.accelerate_config)
