@@ -1,19 +1,21 @@
 """Which run a command line means, and what time it is there: what is done by hand must fit the run's own Clock.
 
-Used by the commands that move aliases and by those that train. Reads only.
+Used by the commands that move aliases and by whatever trains outside a daemon. Reads only.
 """
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library import runs
 from data_pipeline.library.runs import Run
 from utils.clock import WallClock
-from utils.errors import ConfigError
+from utils.errors import ConfigError, LibraryUnavailable
 from utils.ids import ADHOC_RUN
 
 
@@ -53,3 +55,44 @@ def present(cursor: psycopg.Cursor[Any], run: Run) -> datetime:
     )
     row = cursor.fetchone()
     return row[0] if row and row[0] else now
+
+
+class RunClock:
+    """The Clock of the run that a library reads and writes, seen from outside the daemon that may be moving it.
+
+    Parameters
+    ----------
+    library : ExperienceLibraryPostgres
+        Its `run_id` is the run.
+
+    Raises
+    ------
+    LibraryUnavailable
+        If the database cannot be asked for the first instant; later the last one holds while it is away.
+    """
+
+    def __init__(self, library: ExperienceLibraryPostgres) -> None:
+        self._library = library
+        self._last = self._read()
+
+    def now(self) -> datetime:
+        """Return the present of a live run, or the instant that any other has reached."""
+        with contextlib.suppress(LibraryUnavailable):
+            self._last = self._read()
+        return self._last
+
+    def _read(self) -> datetime:
+        with self._library.connection() as connection, connection.cursor() as cursor:
+            run = runs.get(cursor, self._library.run_id)
+            if run is None:
+                raise ConfigError(
+                    f"run: there is no run {self._library.run_id!r} in this database; name one that is there"
+                )
+            return present(cursor, run)
+
+
+def enter(library: ExperienceLibraryPostgres, named: str | None = None) -> RunClock:
+    """Have a library read and write the run that is meant, see `choose`, and return that run's Clock."""
+    with library.connection() as connection, connection.cursor() as cursor:
+        library.run_id = choose(cursor, named).run_id
+    return RunClock(library)

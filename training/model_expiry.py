@@ -21,6 +21,11 @@ STALE_SHARE = 0.8
 WARN_EVERY = timedelta(days=7)
 
 
+def expired(data_cutoff: datetime, max_age_days: float | None, at: datetime) -> bool:
+    """Return whether training data that end at `data_cutoff` are too old to serve at an instant; None is no limit."""
+    return max_age_days is not None and at - data_cutoff > timedelta(days=max_age_days)
+
+
 class StaleModels:
     """How old the champions of the library's run are."""
 
@@ -96,7 +101,7 @@ class ModelExpiry:
         model, cutoff = found
         age = at - cutoff
         what = f"{model.version} was trained on nothing after {cutoff.date()}, {age / timedelta(days=1):.0f} days ago"
-        if age > timedelta(days=limit):
+        if expired(cutoff, limit, at):
             reason = f"expired: {what}; learning.max_model_age_days is {limit:g}"
             with self._library.connection() as connection, connection.cursor() as cursor:
                 self._registry.lock(cursor, agent_type)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -226,10 +227,16 @@ class ModelRegistry:
         row = cursor.fetchone()
         return row[0] if row else None
 
-    def newest_of_kind(self, agent_type: str, kind: str, trained_until: datetime | None = None) -> ModelVersion | None:
+    def newest_of_kind(
+        self,
+        agent_type: str,
+        kind: str,
+        trained_until: datetime | None = None,
+        fits: Callable[[ModelVersion], bool] = lambda version: True,
+    ) -> ModelVersion | None:
         """Return the version that the run trained last by a kind of training, whatever the gate said; None without any.
 
-        With `trained_until` only those count that have seen no outcome that matured later.
+        With `trained_until` only those count that have seen no outcome that matured later, and in any case only those that fit.
         """
         columns = ", ".join(f"v.{name}" for name in _COLUMNS.split(", "))
         with self._library.connection() as connection, connection.cursor() as cursor:
@@ -237,11 +244,11 @@ class ModelRegistry:
                 # an earlier run may have made the same bytes first: the version's row then names a training of that run
                 f"SELECT {columns} FROM training_runs r JOIN model_versions v ON v.version = r.metrics->>'version' "
                 "WHERE r.run_id = %s AND v.agent_type = %s AND r.kind = %s AND (%s::timestamptz IS NULL OR r.data_cutoff <= %s) "
-                "ORDER BY r.started_at DESC, v.version LIMIT 1",
+                "ORDER BY r.started_at DESC, v.version",
                 (self._library.run_id, agent_type, kind, trained_until, trained_until),
             )
-            row = cursor.fetchone()
-            return _from_row(row) if row else None
+            found = [_from_row(row) for row in cursor]
+        return next(filter(fits, found), None)
 
     def versions(self) -> list[ModelVersion]:
         """Return every version, newest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,9 @@ from data_pipeline.library.runs import Run
 from data_pipeline.library_access import open_library
 from training import chosen_run, model_card, training_runs
 from training.model_card_page import render_markdown
+from training.model_expiry import expired
 from training.model_registry import Alias, ModelRegistry, ModelVersion
+from training.version_base import ConfiguredBase
 from utils.artifacts import ArtifactCorrupt, verify
 from utils.clock import isoformat
 from utils.errors import ConfigError, SystemFault, nearest
@@ -151,8 +154,10 @@ def _promote(
     registry = ModelRegistry(library)
     with library.connection() as connection, connection.cursor() as cursor:
         model = registry.get(cursor, version)
-        if model is None:
-            raise _unknown(registry, version)
+    if model is None:
+        raise _unknown(registry, version)
+    notes = _check_base(config, model)  # reads all of a base model, before anybody has to wait for the lock
+    with library.connection() as connection, connection.cursor() as cursor:
         registry.lock(cursor, model.agent_type)
         # until the commit no retention takes the bytes away
         cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (version,))
@@ -161,14 +166,12 @@ def _promote(
             raise ConfigError(
                 f"{version} is the champion of {model.agent_type} in run {run.run_id[:_SHOWN_RUN]} already"
             )
-        if not _same_base(model.base_model, config.learning.base_model):
-            raise ConfigError(
-                f"{version} lies on the base model {model.base_model!r}, and learning.base_model is "
-                f"{config.learning.base_model!r}; configure its own, or take another version"
-            )
+        present = chosen_run.present(cursor, run)
+        cutoff = training_runs.data_cutoffs(cursor, [model.training_run_id]).get(model.training_run_id)
+        notes += _check_time(config, run, model, cutoff, present)
         if (damage := _damage(model)) is not None:
             raise ConfigError(f"{version} cannot serve: {damage}; take another version, or train anew")
-        registry.promote(cursor, model, chosen_run.present(cursor, run), reason)
+        registry.promote(cursor, model, present, reason)
         cursor.execute(
             "SELECT r.run_id, r.mode FROM training_runs t JOIN runs r USING (run_id) WHERE t.training_run_id = %s",
             (model.training_run_id,),
@@ -179,12 +182,65 @@ def _promote(
     said = [
         f"{version} is the champion of {model.agent_type} in run {run.run_id[:_SHOWN_RUN]} now; before: {former or 'the rules'}"
     ]
+    said += [f"note: {note}" for note in notes]
     if mode != run.mode:
         said.append(f"note: it was trained in the {mode} run {origin.strip()[:_SHOWN_RUN]}, and this run is {run.mode}")
     kind = config.policy_of(model.agent_type)
     if kind not in ("auto", "local"):
         said.append(f"note: the configuration lets {model.agent_type} be served by {kind}, so that no version serves")
     return "\n".join([*said, FOLLOWS]) + "\n"
+
+
+def _check_time(
+    config: OrchestratorConfig, run: Run, model: ModelVersion, cutoff: datetime | None, present: datetime
+) -> list[str]:
+    """Refuse a version that has seen what its run has not, or that is too old for it; return what could not be checked."""
+    if cutoff is None:
+        return ["its record does not say until when its data reach, so that neither look-ahead nor age was checked"]
+    said = f"{model.version} was trained on data until {isoformat(cutoff)}, and run {run.run_id[:_SHOWN_RUN]}"
+    if cutoff > present:
+        raise ConfigError(
+            f"{said} has reached {isoformat(present)} only, so that it would know the future; take a version whose data "
+            "end before (list shows it), or train one with this run's experiences"
+        )
+    limit = config.learning.max_model_age_days
+    if expired(cutoff, limit, present):
+        raise ConfigError(
+            f"{said} is at {isoformat(present)}: it would be withdrawn as older than learning.max_model_age_days, "
+            f"{limit:g}; raise that, or train anew"
+        )
+    return []
+
+
+def _check_base(config: OrchestratorConfig, model: ModelVersion) -> list[str]:
+    """Refuse a version of another base model than the configured one; return what could not be checked."""
+    base = config.learning.base_model
+    configured = ConfiguredBase(base, config.model_cache_dir or config.data_dir / "models" / "base")
+    if not configured.has_name_of(model):
+        raise ConfigError(
+            f"{model.version} lies on the base model {model.base_model!r}, and learning.base_model is {base!r}; "
+            "configure its own, or take another version"
+        )
+    if config.local.server_url is not None:
+        return ["the content of the base model was not compared: the server at local.server_url has it"]
+    same = configured.has_content_of(model)
+    if same is None:
+        return [f"the content of the base model was not compared: this machine does not have {base} yet"]
+    if not same:
+        raise ConfigError(
+            f"{model.version} lies on a base model {base!r} of other content (SHA-256 {model.base_revision[:12]}) than the "
+            "configured one has now; restore that, take another version, or train anew"
+        )
+    return []
+
+
+def _foreign_base(config: OrchestratorConfig, model: ModelVersion) -> str | None:
+    """Return why a version does not fit the configured base model, None where it does or that is not known."""
+    try:
+        _check_base(config, model)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _roll_back(
@@ -200,8 +256,8 @@ def _roll_back(
         cursor.execute("SELECT 1 FROM model_versions WHERE version = %s FOR SHARE", (previous,))
         heir = registry.get(cursor, previous) if previous else None
         damage = _damage(heir) if heir is not None else None
-        if heir is not None and damage is None and not _same_base(heir.base_model, config.learning.base_model):
-            damage = f"it lies on the base model {heir.base_model!r}, and learning.base_model is {config.learning.base_model!r}"
+        if heir is not None and damage is None:
+            damage = _foreign_base(config, heir)
         heir = registry.withdraw(
             cursor, agent_type, chosen_run.present(cursor, run), reason, to_previous=damage is None
         )
@@ -242,9 +298,3 @@ def _damage(model: ModelVersion) -> str | None:
     except (ArtifactCorrupt, OSError) as error:
         return str(error)
     return None
-
-
-def _same_base(trained: str, configured: str) -> bool:
-    return trained == configured or (
-        Path(trained).exists() and Path(configured).exists() and Path(trained).resolve() == Path(configured).resolve()
-    )

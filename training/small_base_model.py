@@ -37,6 +37,7 @@ CHAT_TEMPLATE = (
 )
 # Names, words and numbers are one piece each, so that a value is the same token in the state and in the citation.
 _PIECES = r" ?[A-Za-z_]+[0-9]*:| ?[A-Za-z_]+|[-+]?[0-9]+(?:\.[0-9]+)?|[^A-Za-z0-9\s+\-]+|\s+|[+\-]"
+_FOLDER = "tiny-"
 _PAD, _START, _END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 StepProgress = Callable[[int, int, float], None]
@@ -69,6 +70,15 @@ class Recipe:
         prompts = [prompt_text(agent_type) for agent_type in LOCAL_AGENTS]
         return content_hash([RECIPE_VERSION, asdict(self), CHAT_TEMPLATE, _PIECES, LANGUAGE, prompts, examples])
 
+    def folder_name(self) -> str:
+        """Return what the folder of the model is called in a cache."""
+        return f"{_FOLDER}{self.digest()[:12]}"
+
+    @staticmethod
+    def names(folder_name: str) -> bool:
+        """Return whether a folder of this name holds the model of some recipe."""
+        return folder_name.startswith(_FOLDER)
+
 
 def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepProgress | None = None) -> Path:
     """Return the folder of the small model, built if the cache does not hold it whole.
@@ -76,7 +86,7 @@ def build_base_model(cache_dir: Path, recipe: Recipe = Recipe(), progress: StepP
     With one thread, two builds of a recipe on one machine give the same bytes. One builder at a time: others wait.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
-    final = cache_dir / f"tiny-{recipe.digest()[:12]}"
+    final = cache_dir / recipe.folder_name()
     with _only_builder(cache_dir):
         if final.exists():
             try:

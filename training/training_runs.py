@@ -49,11 +49,17 @@ def start(
     dataset_id: str,
     started_at: datetime,
 ) -> None:
-    """Record that a run begins; one that was interrupted begins again under its identity."""
+    """Record that a run begins; one that was interrupted begins again under its identity.
+
+    What it is trained with and on is then that of the new attempt, since its child resumes no checkpoint of other parameters
+    or data. The trigger stays: it says why the run began at all.
+    """
     cursor.execute(
         "INSERT INTO training_runs (training_run_id, run_id, agent_type, kind, state, trigger, config, data_cutoff, dataset_id, started_at) "
         "VALUES (%s, %s, %s, %s, 'running', %s, %s, %s, %s, %s) "
-        "ON CONFLICT (training_run_id) DO UPDATE SET state = 'running', error = NULL",
+        "ON CONFLICT (training_run_id) DO UPDATE SET state = 'running', error = NULL, config = excluded.config, "
+        "data_cutoff = excluded.data_cutoff, dataset_id = excluded.dataset_id, "
+        "trigger = coalesce(training_runs.trigger, excluded.trigger)",
         (
             training_run_id,
             run_id,

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from version_factory import CUTOFF, make_version, promote
+from version_factory import CUTOFF, Made, make_version, promote
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from training import model_card
 from training.model_registry import ModelRegistry
+from training.small_base_model import Recipe
+from utils.artifacts import folder_digest, seal
 from utils.settings import ENVIRONMENT
 
 pytestmark = pytest.mark.timeout(120)
@@ -185,6 +187,83 @@ def test_promote_refuses_what_cannot_serve(place: Place, command: Callable[..., 
     assert ModelRegistry(place.library).events() == []
 
 
+def test_promote_refuses_what_knows_more_than_the_run_and_what_would_be_withdrawn_as_too_old(
+    place: Place, command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    at = ("--data_dir", place.data_dir)
+    present = datetime(2015, 6, 1, 21, tzinfo=UTC)
+    promote(place.library, make_version(place.library, place.data_dir, 1, agent="news"), present)
+    later, old, fresh = (
+        make_version(place.library, place.data_dir, seed, cutoff=present + timedelta(days=days), started_at=CUTOFF)
+        for seed, days in ((2, 1), (3, -366), (4, 0))
+    )
+    assert_refused(
+        command("promote", later.model.version, *at),
+        "data until 2015-06-02T21:00:00Z", "has reached 2015-06-01T21:00:00Z only", "list shows it",
+    )  # fmt: skip
+    assert_refused(
+        command("promote", old.model.version, *at),
+        "data until 2014-05-31T21:00:00Z", "2015-06-01T21:00:00Z", "raise that, or train anew",
+        "learning.max_model_age_days, 365",
+    )  # fmt: skip
+    assert [event.agent_type for event in ModelRegistry(place.library).events()] == ["news"]
+    settings = tmp_path / "system.yaml"
+    settings.write_text("learning: {max_model_age_days: 400}\n")
+    assert command("promote", old.model.version, *at, "--config", settings).returncode == 0
+    ended = command("promote", fresh.model.version, *at)
+    assert ended.returncode == 0, ended.stderr
+    with place.library.connection() as connection:
+        connection.execute("UPDATE training_runs SET data_cutoff = NULL")
+    assert "neither look-ahead nor age was checked" in command("promote", old.model.version, *at).stdout
+
+
+def test_promote_compares_the_content_of_the_base_model_where_it_is_there_and_says_so_where_it_is_not(
+    place: Place, command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    at = ("--data_dir", place.data_dir)
+    not_there, other, own = (make_version(place.library, place.data_dir, seed) for seed in (1, 2, 3))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    in_folder = make_version(place.library, place.data_dir, 4, base_model=str(folder))
+    settings = tmp_path / "system.yaml"
+    settings.write_text(f"learning: {{base_model: {folder}}}\n")
+
+    def trained_on(made: Made, digest: str, base_dir: Path) -> None:
+        with place.library.connection() as connection:
+            connection.execute(
+                "UPDATE model_versions SET base_revision = %s, base_dir = %s WHERE version = %s",
+                (digest, str(base_dir), made.model.version),
+            )
+
+    ended = command("promote", not_there.model.version, *at)
+    assert ended.returncode == 0, ended.stderr
+    assert (
+        "note: the content of the base model was not compared: this machine does not have builtin:tiny" in ended.stdout
+    )
+    trained_on(other, "c" * 64, place.data_dir / "models" / "base" / "tiny-0123456789ab")
+    assert_refused(command("promote", other.model.version, *at), "'builtin:tiny' of other content", "cccccccccccc")
+    cached = place.data_dir / "models" / "base" / Recipe().folder_name()
+    cached.mkdir(parents=True)
+    (cached / "model.safetensors").write_bytes(b"weights")
+    trained_on(own, seal(cached).digest, cached)
+    trained_on(other, "c" * 64, cached)
+    assert_refused(command("promote", other.model.version, *at), "'builtin:tiny' of other content", "train anew")
+    ended = command("promote", own.model.version, *at)
+    assert ended.returncode == 0, ended.stderr
+    assert "not compared" not in ended.stdout
+    assert_refused(
+        command("promote", in_folder.model.version, *at, "--config", settings), str(folder), "of other content"
+    )
+    trained_on(in_folder, folder_digest(folder)[1], folder)
+    ended = command("promote", in_folder.model.version, *at, "--config", settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "not compared" not in ended.stdout
+    settings.write_text("local: {server_url: 'http://127.0.0.1:1/v1'}\n")
+    ended = command("promote", other.model.version, *at, "--config", settings)
+    assert "the server at local.server_url has it" in ended.stdout
+
+
 def test_a_rollback_past_a_damaged_previous_version_ends_with_the_rules(
     place: Place, command: Callable[..., Ended]
 ) -> None:
@@ -221,7 +300,7 @@ def test_a_configuration_that_lets_others_serve_is_told_and_so_is_another_mode(
 ) -> None:
     made = make_version(place.library, place.data_dir, 1)
     settings = tmp_path / "system.yaml"
-    settings.write_text("agents: {technical: {policy: rules}}\n")
+    settings.write_text("agents: {technical: {policy: rules}}\nlearning: {max_model_age_days: null}\n")
     with place.library.connection() as connection:
         connection.execute("UPDATE runs SET mode = 'live' WHERE run_id = %s", (OLD_RUN,))
     ended = command("promote", made.model.version, "--data_dir", place.data_dir, "--config", settings)

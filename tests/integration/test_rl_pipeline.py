@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from version_factory import Made, make_version, promote
 
 pytest.importorskip("trl", reason="needs the extra `training`")
 
@@ -21,15 +21,14 @@ from agents.policies.local.decisions import recorded_state
 from agents.policies.local.states import state_line
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres, Trajectory
 from data_pipeline.library import trajectories
-from training import training_runs
-from training.model_registry import ModelRegistry, ModelVersion
+from training.model_registry import ModelRegistry
 from training.pipelines import by_hand
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.online_learning_loop import OnlineLearningConfig, OnlineLearningLoop
 from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
 from training.trials import NothingServed, Trials
-from utils.artifacts import verify
+from utils.artifacts import folder_digest, verify
 from utils.clock import VirtualClock
 from utils.settings import OrchestratorConfig
 
@@ -153,30 +152,60 @@ def test_matured_decisions_train_a_strategist_whose_verdict_and_lineage_are_stor
 def test_training_goes_on_from_the_champion_else_from_the_newest_fine_tuned_adapter_that_knows_nothing_held_out(
     library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
 ) -> None:
-    pipeline = AutomatedRLPipeline(config(tmp_path, model_cache), library)
-    assert pipeline._start(None, "builtin:tiny", START) is None
-    registry = ModelRegistry(library)
-    with library.connection() as connection, connection.cursor() as cursor:
-        training_runs.register_dataset(cursor, "0" * 64, "sft", "strategist", tmp_path, 1, (None, None), {}, ())
-        for number in range(2):
-            identity, folder = uuid.UUID(int=number), tmp_path / f"adapter{number}"
-            folder.mkdir()
-            training_runs.start(
-                cursor, identity, library.run_id, "strategist", "sft", trigger={}, config={}, data_cutoff=START + timedelta(days=number),
-                dataset_id="0" * 64, started_at=START + timedelta(days=90 + number),
-            )  # fmt: skip
-            version = ModelVersion(
-                f"strategist@{number}", "strategist", identity, folder, "0" * 64, "builtin:tiny", "0" * 64, folder, None,
-                "rejected",
-            )  # fmt: skip
-            registry.register(cursor, version)
-            training_runs.end(cursor, identity, "completed", START, metrics={"version": version.version})
+    pipeline = AutomatedRLPipeline(config(tmp_path, tmp_path / "nothing_built"), library)
+    assert pipeline._start("builtin:tiny", START) is None
+    first, second = (
+        make_version(
+            library, tmp_path, 1 + day, agent="strategist", cutoff=START + timedelta(days=day),
+            started_at=START + timedelta(days=90 + day),
+        )
+        for day in range(2)
+    )  # fmt: skip
     train_end = START + timedelta(days=1)
-    assert pipeline._start(None, "builtin:tiny", train_end) == tmp_path / "adapter1"
-    assert pipeline._start(None, "builtin:tiny", train_end - timedelta(hours=1)) == tmp_path / "adapter0"
-    assert pipeline._start(None, "builtin:tiny", START - timedelta(hours=1)) is None
-    assert pipeline._start(None, "org/name", train_end) is None
-    assert pipeline._start(tmp_path / "champion", "builtin:tiny", START) == tmp_path / "champion"
+    assert pipeline._start("builtin:tiny", train_end) == second.model.path
+    assert pipeline._start("builtin:tiny", train_end - timedelta(hours=1)) == first.model.path
+    assert pipeline._start("builtin:tiny", START - timedelta(hours=1)) is None
+    assert pipeline._start("org/name", train_end) is None
+    champion = make_version(library, tmp_path, 3, agent="strategist", kind="rl", cutoff=START + timedelta(days=9))
+    promote(library, champion)
+    assert pipeline._start("builtin:tiny", START) == champion.model.path
+
+
+def test_after_a_change_of_base_reinforcement_begins_with_what_was_fine_tuned_on_the_new_one(
+    library: ExperienceLibraryPostgres, tmp_path: Path, model_cache: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    pipeline = AutomatedRLPipeline(config(tmp_path, model_cache, base_model=str(base)), library)
+    train_end = START + timedelta(days=9)
+
+    def tuned(seed: int, name: str, base_sha256: str) -> Made:
+        at = START + timedelta(days=seed)
+        made = make_version(library, tmp_path, seed, agent="strategist", cutoff=START, started_at=at, base_model=name)
+        with library.connection() as connection:
+            connection.execute(
+                "UPDATE model_versions SET base_revision = %s WHERE version = %s", (base_sha256, made.model.version)
+            )
+        return made
+
+    on_this = tuned(1, str(base), folder_digest(base)[1])
+    former_content = tuned(2, str(base), "c" * 64)
+    tuned(3, "builtin:tiny", "b" * 64)
+    promote(library, former_content)
+    job = pipeline._job(
+        {
+            "job_id": "j", "agent_type": "strategist", "cache_dir": model_cache, "dataset": tmp_path, "output_dir": tmp_path,
+            "champion_adapter": former_content.model.path,
+        },
+        train_end,
+    )  # fmt: skip
+    assert job.starts_from == on_this.model.path
+    assert job.champion_adapter == former_content.model.path  # examined all the same, where it can be
+    promote(library, on_this)
+    assert pipeline._start(str(base), train_end) == on_this.model.path
+    (base / "config.json").write_text('{"changed": true}')
+    assert pipeline._start(str(base), train_end) is None
 
 
 def test_a_base_model_that_is_not_there_blocks_and_is_tried_again_after_a_growing_pause(

@@ -319,6 +319,37 @@ def test_a_live_training_that_the_database_cut_off_goes_on_as_itself_and_pays_fo
     assert (run.state, (run.metrics or {})["error_spent"]) == ("completed", 0.02)
 
 
+def test_a_training_that_goes_on_with_other_parameters_and_data_is_recorded_with_those_that_made_its_weights(
+    library: ExperienceLibraryPostgres, tmp_path: Path
+) -> None:
+    fill(library, range(250), random.Random(5))
+    parameters = tmp_path / "sft.yaml"
+    parameters.write_text("defaults: {epochs: 1}\n")
+    pipeline = CutOff(SFTPipelineConfig(data_dir=tmp_path, hyper_parameters=parameters), library)
+    with pytest.raises(LibraryUnavailable):
+        pipeline.run_pipeline(at=after(250))
+    (before,) = trainings(library)
+    parameters.write_text("defaults: {epochs: 2}\n")
+    edited = StandIn(replace(pipeline.config, holdout_sessions=90), library)
+    assert edited.run_pipeline(at=after(250))["verdict"] == "promote"
+    (run,) = trainings(library)
+    job = config_of(library, run.training_run_id)
+    asked = json.loads((tmp_path / "training" / str(run.training_run_id) / "job.json").read_text())
+    assert asked["hyper_parameters"]["epochs"] == 2
+    assert {name: job[name] for name in asked} == asked
+    assert Path(job["dataset"]).stem == run.dataset_id != before.dataset_id
+    assert run.data_cutoff is not None
+    assert before.data_cutoff is not None
+    assert run.data_cutoff < before.data_cutoff
+    assert run.trigger == before.trigger
+    version = ModelRegistry(library).newest_of_kind("technical", "sft")
+    assert version is not None
+    with library.connection() as connection, connection.cursor() as cursor:
+        card = model_card.read(cursor, ModelRegistry(library), version.version)
+    assert card is not None
+    assert (card.config["hyper_parameters"]["epochs"], card.dataset_id) == (2, run.dataset_id)
+
+
 def test_a_training_by_hand_has_the_clock_of_its_run(
     library: ExperienceLibraryPostgres, tmp_path: Path, fresh_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,9 @@ from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import RLPipelineConfig
 from training.rl.dataset import counterfactual_examples
 from training.rl.job import GRPO_CONFIG, RLJob, load_rl_hyper_parameters
+from training.version_base import ConfiguredBase
 from utils.errors import TrainingFailed
+from utils.settings import OrchestratorConfig
 
 
 class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
@@ -33,7 +35,7 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         library: ExperienceLibraryPostgres | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(config or RLPipelineConfig(), library, **options)
+        super().__init__(config or _configured(), library, **options)
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         matured = self._library.get_matured_trajectories(self.config.agent_type, as_of=train_end)
@@ -51,26 +53,35 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
     def _job(self, common: Mapping[str, Any], train_end: datetime) -> TrainingJob:
         path = self.config.hyper_parameters or GRPO_CONFIG
         hyper = load_rl_hyper_parameters(self.config.base_model, path)
-        start = self._start(common["champion_adapter"], hyper.base_model, train_end)
+        start = self._start(hyper.base_model, train_end)
         return RLJob(**common, base_model=hyper.base_model, start_adapter=start, hyper_parameters=hyper)
 
-    def _start(self, champion: Path | None, base_model: str, train_end: datetime) -> Path | None:
-        """Return the adapter to begin with: the champion's, else the newest fine-tuned one of the same base model.
+    def _start(self, base_model: str, train_end: datetime) -> Path | None:
+        """Return the adapter to begin with: the champion's, else the newest fine-tuned one, of those on the same base model.
 
         A fine-tuned one that has seen later outcomes, of a time when less was held out, would answer the held-out states by
         heart; the champion is what the gate compares with, so that it gains nothing by what both have seen.
         """
-        if champion is not None:
-            return champion
-        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft", train_end)
-        return tuned.path if tuned is not None and tuned.base_model == base_model and tuned.path.is_dir() else None
+        base = ConfiguredBase(base_model, self.config.cache_dir)
+        champion = self._registry.holder(self.config.agent_type, "champion")
+        if champion is not None and base.fits(champion):
+            return champion.path
+        tuned = self._registry.newest_of_kind(self.config.agent_type, "sft", train_end, base.fits)
+        return tuned.path if tuned is not None and tuned.path.is_dir() else None
 
     def _command(self, job_path: Path) -> list[str]:
         return rl_command(job_path, self.config.accelerate_config)
 
 
+def _configured() -> RLPipelineConfig:
+    return RLPipelineConfig.from_settings(OrchestratorConfig(), "strategist", derived_ids=False)
+
+
 def run_automated_rl_pipeline(market_regime: str | None = None, force_retrain: bool = False) -> dict[str, Any]:
-    """Run the pipeline once on the configured database; for people and schedulers."""
+    """Run the pipeline once as configured, on the experiences of the newest live run or else of the newest, as of its present.
+
+    For people and schedulers: what ``python -m training.rl`` does, without a terminal.
+    """
     pipeline = AutomatedRLPipeline()
     try:
         return pipeline.run_pipeline(market_regime, force_retrain)

@@ -25,6 +25,7 @@ from training.pipelines.trigger import SFTPipelineConfig
 from training.sft.hindsight import corrections
 from training.sft.job import DEFAULT_CONFIG, SFTJob, load_hyper_parameters
 from utils.errors import TrainingFailed
+from utils.settings import OrchestratorConfig
 
 
 def _acceptable(findings: Sequence[Finding]) -> bool:
@@ -43,7 +44,7 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
         library: ExperienceLibraryPostgres | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(config or SFTPipelineConfig(), library, **options)
+        super().__init__(config or _configured("technical"), library, **options)
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         synthesis = DataSynthesisModule(
@@ -77,11 +78,18 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
         return sft_command(job_path, self.config.accelerate_config)
 
 
+def _configured(agent_type: str) -> SFTPipelineConfig:
+    return SFTPipelineConfig.from_settings(OrchestratorConfig(), agent_type, derived_ids=False)
+
+
 def run_automated_sft_pipeline(
     agent_type: str, market_regime: str | None = None, force_retrain: bool = False
 ) -> dict[str, Any]:
-    """Run the pipeline once on the configured database; for people and schedulers."""
-    pipeline = AutomatedSFTPipeline(SFTPipelineConfig(agent_type=agent_type))
+    """Run the pipeline once as configured, on the experiences of the newest live run or else of the newest, as of its present.
+
+    For people and schedulers: what ``python -m training.sft`` does, without a terminal.
+    """
+    pipeline = AutomatedSFTPipeline(_configured(agent_type))
     try:
         return pipeline.run_pipeline(market_regime, force_retrain)
     finally:

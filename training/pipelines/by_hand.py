@@ -15,12 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library_access import open_library
 from training import chosen_run
 from training.pipelines.automated_rl_pipeline import AutomatedRLPipeline
 from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig
+from utils.clock import Clock
 from utils.errors import ConfigError, SystemFault
 from utils.settings import OrchestratorConfig
 
@@ -46,11 +48,8 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     try:
-        with library.connection() as connection, connection.cursor() as cursor:
-            run = chosen_run.choose(cursor, options.run)
-            present = chosen_run.present(cursor, run)
-        library.run_id = run.run_id
-        pipeline = _pipeline(kind, settings, library, options)
+        clock = chosen_run.enter(library, options.run)
+        pipeline = _pipeline(kind, settings, library, clock, options)
         pipeline.on_progress = _Terminal().show
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -58,7 +57,7 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> int:
 
         former = signal.signal(signal.SIGINT, stop)
         try:
-            result = pipeline.run_pipeline(options.market_regime, options.force, at=present)
+            result = pipeline.run_pipeline(options.market_regime, options.force)
         finally:
             signal.signal(signal.SIGINT, former)
     except SystemFault as error:
@@ -101,14 +100,18 @@ def _settings(options: argparse.Namespace) -> OrchestratorConfig:
 
 
 def _pipeline(
-    kind: str, settings: OrchestratorConfig, library: Any, options: argparse.Namespace
+    kind: str,
+    settings: OrchestratorConfig,
+    library: ExperienceLibraryPostgres,
+    clock: Clock,
+    options: argparse.Namespace,
 ) -> TrainingPipeline[Any]:
     chosen = {"hyper_parameters": options.hyper_parameters} if options.hyper_parameters else {}
     if kind == "sft":
         tuning = SFTPipelineConfig.from_settings(settings, options.agent, derived_ids=False)
-        return AutomatedSFTPipeline(dataclasses.replace(tuning, **chosen), library)
+        return AutomatedSFTPipeline(dataclasses.replace(tuning, **chosen), library, clock=clock)
     reinforcing = RLPipelineConfig.from_settings(settings, options.agent, derived_ids=False)
-    return AutomatedRLPipeline(dataclasses.replace(reinforcing, **chosen), library)
+    return AutomatedRLPipeline(dataclasses.replace(reinforcing, **chosen), library, clock=clock)
 
 
 class _Terminal:

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library_access import open_library
-from training import training_runs, version_retention
+from training import chosen_run, training_runs, version_retention
 from training.model_card import CardKeeper
 from training.model_expiry import ModelExpiry
 from training.model_registry import ModelRegistry, ModelVersion
@@ -24,7 +24,7 @@ from training.pipelines.automated_sft_pipeline import AutomatedSFTPipeline
 from training.pipelines.training_pipeline import TrainingPipeline
 from training.pipelines.trigger import RLPipelineConfig, SFTPipelineConfig, check_hyper_parameters
 from training.trials import NothingServed, Serving, Trials
-from utils.clock import Clock, WallClock, isoformat
+from utils.clock import Clock, isoformat
 from utils.errors import LibraryUnavailable
 from utils.logs import logger
 from utils.settings import OrchestratorConfig
@@ -52,6 +52,31 @@ class OnlineLearningConfig:
     db_user: str = "postgres"
     db_password: str = "postgres"  # noqa: S105 - the documented default
     data_dir: Path = Path("var")
+
+    @classmethod
+    def from_settings(cls, settings: OrchestratorConfig) -> OnlineLearningConfig:
+        """Return the triggers of the daemon's configuration; its database is named by the configuration itself."""
+        return cls(
+            check_interval_hours=settings.learning_check_interval_hours,
+            sft_min_new_trajectories=settings.sft_min_trajectories,
+            sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
+            rl_min_new_trajectories=settings.rl_min_trajectories,
+            rl_retrain_interval_hours=settings.rl_retrain_interval_hours,
+            data_dir=settings.data_dir,
+        )
+
+    def settings(self) -> OrchestratorConfig:
+        """Return the configuration in which these triggers and this database take the place of the configured ones."""
+        host = ("db_host", "db_port", "db_name", "db_user", "db_password") if self.db_host else ()
+        return OrchestratorConfig(
+            data_dir=self.data_dir,
+            learning_check_interval_hours=self.check_interval_hours,
+            sft_min_trajectories=self.sft_min_new_trajectories,
+            sft_retrain_interval_hours=self.sft_retrain_interval_hours,
+            rl_min_trajectories=self.rl_min_new_trajectories,
+            rl_retrain_interval_hours=self.rl_retrain_interval_hours,
+            **{name: getattr(self, name) for name in host},
+        )
 
 
 class OnlineLearningLoop:
@@ -120,13 +145,7 @@ class OnlineLearningLoop:
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> OnlineLearningLoop:
         """Build the loop of a daemon from its configuration."""
-        config = OnlineLearningConfig(
-            check_interval_hours=settings.learning_check_interval_hours,
-            sft_min_new_trajectories=settings.sft_min_trajectories,
-            sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
-            rl_min_new_trajectories=settings.rl_min_trajectories,
-            rl_retrain_interval_hours=settings.rl_retrain_interval_hours,
-        )
+        config = OnlineLearningConfig.from_settings(settings)
         pipelines = _pipelines(settings, library, clock, derived_ids=derived_ids, telemetry=telemetry)
         trials = Trials(library, settings, serving, telemetry=telemetry)
         return cls(config, library, pipelines, clock, trials=trials)
@@ -288,28 +307,21 @@ class OnlineLearningLoop:
 
 
 def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> OnlineLearningLoop:
-    """Open the database, start a loop that checks by the wall clock, and return it."""
-    config = config or OnlineLearningConfig()
-    host = {
-        "db_host": config.db_host,
-        "db_port": config.db_port,
-        "db_name": config.db_name,
-        "db_user": config.db_user,
-        "db_password": config.db_password,
-    }
-    settings = OrchestratorConfig(
-        data_dir=config.data_dir,
-        sft_min_trajectories=config.sft_min_new_trajectories,
-        sft_retrain_interval_hours=config.sft_retrain_interval_hours,
-        rl_min_trajectories=config.rl_min_new_trajectories,
-        rl_retrain_interval_hours=config.rl_retrain_interval_hours,
-        **({key: value for key, value in host.items() if value is not None} if config.db_host else {}),
-    )
+    """Open the database, choose the run, start a loop that checks by that run's Clock, and return it.
+
+    Parameters
+    ----------
+    config : OnlineLearningConfig, optional
+        Triggers and database; by default the configured ones. All else is as configured in any case, and the run the newest
+        live one that is not finished, else the newest.
+    """
+    settings = OrchestratorConfig() if config is None else config.settings()
     check_hyper_parameters(settings)
     library = open_library(settings)
-    clock = WallClock()
+    clock = chosen_run.enter(library)
     trials = Trials(library, settings, NothingServed())
     pipelines = _pipelines(settings, library, clock)
+    config = config or OnlineLearningConfig.from_settings(settings)
     loop = OnlineLearningLoop(config, library, pipelines, clock, trials=trials, owns_library=True)
     loop.start()
     return loop

@@ -24,7 +24,7 @@ from data_pipeline.experience_library_postgres import ExperienceLibraryPostgres
 from data_pipeline.library.trajectories import Trajectory
 from data_pipeline.library_access import open_library
 from evaluation.gate import GateSettings, GateVerdict, evaluate_gate
-from training import error_budget, model_card, training_runs
+from training import chosen_run, error_budget, model_card, training_runs
 from training.code_version import code_version
 from training.job import TrainingJob, TrainingResult
 from training.launcher import ChildResult, run_training_child
@@ -52,9 +52,12 @@ class TrainingPipeline(ABC, Generic[C]):
     Parameters
     ----------
     config : PipelineConfig
+        A kind of training takes its part of the configuration if none is given.
     library : ExperienceLibraryPostgres, optional
-        The configured database is opened (and closed by `close`) if none is given.
-    clock : Clock
+        The configured database is opened (and closed by `close`) if none is given, and the run chosen as by
+        ``python -m training.sft``: the newest live one that is not finished, else the newest.
+    clock : Clock, optional
+        By default that of the chosen run; of a library that is given, the wall clock.
 
     Attributes
     ----------
@@ -78,7 +81,8 @@ class TrainingPipeline(ABC, Generic[C]):
         self._library = library or open_library(OrchestratorConfig(data_dir=self.config.data_dir))
         self._registry = ModelRegistry(self._library)
         self._stale = StaleModels(self._library)
-        self._clock: Clock = clock or WallClock()
+        of_run = chosen_run.enter(self._library) if self._owned else WallClock()
+        self._clock: Clock = clock or of_run
         self.on_progress: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._telemetry = telemetry
         self.stop_event = threading.Event()
