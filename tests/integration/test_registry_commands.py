@@ -289,7 +289,7 @@ def test_a_rollback_past_a_previous_version_on_another_base_model_ends_with_the_
     assert ended.returncode == 0, ended.stderr
     assert "the rules will" in ended.stdout
     assert (
-        f"{first.model.version} was previous and cannot serve: it lies on the base model "
+        f"{first.model.version} was previous and cannot serve: {first.model.version} lies on the base model "
         f"{first.model.base_model!r}, and learning.base_model is 'other/model'"
     ) in ended.stdout
     assert ModelRegistry(place.library).held_by("technical") == {}
