@@ -263,10 +263,10 @@ def market_of(scenario: Scenario) -> Market:
     return Market(tuple(sessions), tuple(states), tuple(sides), np.array(expected), np.array(scale))
 
 
-def rewards(market: Market, sides: Sequence[int], cost: float = ROUND_TRIP_COST) -> FloatArray:
+def rewards(market: Market, sides: Sequence[int]) -> FloatArray:
     """Return the mean expected reward of each session, net of costs, in ordinary moves of the horizon."""
     taken = np.array(sides, dtype=float)
-    each = (taken * market.expected - np.abs(taken) * cost) / market.scale
+    each = (taken * market.expected - np.abs(taken) * ROUND_TRIP_COST) / market.scale
     numbers = np.array(market.sessions)
     return np.array([each[numbers == session].mean() for session in np.unique(numbers)])
 
@@ -357,21 +357,12 @@ def no_edge(seeds: Sequence[int], cache_dir: Path, keep: Path | None) -> dict[st
         market = market_of(scenario_of(seed + FRESH_SEED, fresh, edge=False))
         (sides,) = sides_taken(market, version.base_dir, version.path)
         acting, by_rules = float(np.mean(np.abs(sides))), float(np.mean(np.abs(market.rules)))
-        worth, before = (rewards(market, taken, cost=0.0) for taken in (sides, market.rules))
         print(
-            f"  {version.version} takes a side in {acting:.1%} of {len(sides)} fresh decisions and is worth "
-            f"{_text(mean_interval(worth))} a decision; the rules {by_rules:.1%} and {_text(mean_interval(before))}",
+            f"  {version.version} takes a side in {acting:.1%} of {len(sides)} fresh decisions, the rules in {by_rules:.1%}; none is "
+            "worth anything",
             flush=True,
         )
-        promoted.append(
-            {
-                "seed": seed,
-                "acting": acting,
-                "acting_rules": by_rules,
-                "worth": float(worth.mean()),
-                "worth_rules": float(before.mean()),
-            }
-        )
+        promoted.append({"seed": seed, "acting": acting, "acting_rules": by_rules})
     print(f"{len(promoted)} of {len(seeds)} loops put a model into service; {dict(verdicts)}")
     return {"loops": len(seeds), "promotions": len(promoted), "promoted": promoted, "verdicts": dict(verdicts)}
 
