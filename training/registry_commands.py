@@ -182,6 +182,9 @@ def _promote(
     said = [
         f"{version} is the champion of {model.agent_type} in run {run.run_id[:_SHOWN_RUN]} now; before: {former or 'the rules'}"
     ]
+    verdict = str((model.gate or {}).get("verdict", "none"))
+    if verdict != "promote":
+        notes.insert(0, f"the gate's verdict on it is {verdict}; show {version} has its reasons")
     said += [f"note: {note}" for note in notes]
     if mode != run.mode:
         said.append(f"note: it was trained in the {mode} run {origin.strip()[:_SHOWN_RUN]}, and this run is {run.mode}")

@@ -133,6 +133,9 @@ def test_promote_and_rollback_move_aliases_in_the_run_and_say_what_serves(
     assert ended.stdout.splitlines()[0] == (
         f"{first.model.version} is the champion of technical in run aaaaaaaaaaaa now; before: the rules"
     )
+    assert ended.stdout.splitlines()[1] == (
+        f"note: the gate's verdict on it is reject; show {first.model.version} has its reasons"
+    )
     assert "a daemon that runs follows at its next check" in ended.stdout
     ended = command("promote", second.model.version, *at, "--reason", "it looks better to me")
     assert f"before: {first.model.version}" in ended.stdout
