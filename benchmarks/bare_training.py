@@ -1,7 +1,7 @@
 """The contender of the section ``training``: the same training as a plain script of TRL, as its documentation writes one.
 
 ``python -m benchmarks.bare_training sft|rl JOB.json BASE_DIR``: no progress, no checkpoints, no seal; it reads the job's
-data and numbers so that both do the same steps.
+data, numbers and rewards so that both do the same steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from training.rl.job import RewardWeights, RLExample
-from training.rl.rewards import CounterfactualReward
+from training.rl.neighbours import pooled_outcomes
+from training.rl.rewards import CounterfactualReward, decision_scale
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
     else:
         examples = [RLExample.model_validate(row) for row in rows]
         prompts = [{"prompt": row["messages"], "number": number} for number, row in enumerate(rows)]
+        outcomes = pooled_outcomes(job["agent_type"], examples, range(len(rows)), hyper["neighbours"])
         trainer = GRPOTrainer(
             args=GRPOConfig(
                 **common,
@@ -70,7 +72,9 @@ def main() -> None:
                 scale_rewards="none",
                 mask_truncated_completions=True,
             ),
-            reward_funcs=CounterfactualReward(job["agent_type"], examples, RewardWeights()),
+            reward_funcs=CounterfactualReward(
+                job["agent_type"], examples, RewardWeights(), outcomes, decision_scale(outcomes.values())
+            ),
             train_dataset=Dataset.from_list(prompts),
             **shared,
         )

@@ -29,10 +29,10 @@ from training.sft.job import SFTJob, load_hyper_parameters
 from training.small_base_model import build_base_model
 
 SEED = 42
-ROUNDS = 2
-SFT_ROWS, RL_ROWS = 160, 160
-RL_STEPS = 8
-GPU_STEPS = 20  # of fine-tuning, SFT_ROWS / 8
+ROUNDS = 3
+SFT_STEPS, RL_STEPS = 100, 8  # seconds of steps beside the seconds of importing the libraries, which both have
+GPU_STEPS = 20
+RL_ROWS = 160
 AIM_OVERHEAD = 0.05
 TIMEOUT_S = 1800.0
 
@@ -56,7 +56,9 @@ def _measured(kind: str, job: TrainingJob, base: Path) -> dict[str, Any]:
     path.write_text(job.model_dump_json())
     command = sft_command(path) if kind == "sft" else rl_command(path)
     plain = [sys.executable, "-m", "benchmarks.bare_training", kind, str(path), str(base)]
-    ours, theirs, a_step = [], [], []
+    ours: list[float] = []
+    theirs: list[float] = []
+    a_step: list[float] = []
     steps = 0
     for number in range(ROUNDS):
         for child in (True, False) if number % 2 else (False, True):
@@ -146,8 +148,9 @@ def _job(kind: str, folder: Path, cache: Path, large: Path | None = None) -> Tra
     if large is not None:
         name = common["base_model"] = str(large)
     if kind == "sft":
-        _write(common["dataset"], [_tuning_row(rng) for _ in range(SFT_ROWS)])
         tuning = load_hyper_parameters(name).model_copy(update={"epochs": 1})
+        steps = SFT_STEPS if large is None else GPU_STEPS
+        _write(common["dataset"], [_tuning_row(rng) for _ in range(steps * tuning.batch_size)])
         return SFTJob(**common, hyper_parameters=tuning)
     _write(common["dataset"], [_example(rng).model_dump_json() for _ in range(RL_ROWS)])
     steps = RL_STEPS if large is None else GPU_STEPS
