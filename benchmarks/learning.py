@@ -219,9 +219,8 @@ def _read(config: Path, seed: int, wall_s: float) -> Loop:
             champion = cursor.fetchone()
             promoted = next((move.version for move in moves if promotes(move)), None)
             registry = ModelRegistry(library)
-            serving, served_first = (
-                registry.get(cursor, version) if version else None for version in (champion and champion[0], promoted)
-            )
+            serving = registry.get(cursor, champion[0]) if champion else None
+            served_first = registry.get(cursor, promoted) if promoted else None
     finally:
         library.close()
     trainings = tuple(

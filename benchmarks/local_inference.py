@@ -43,7 +43,7 @@ Arm = Callable[[Sequence[Question]], list[Any]]
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the figures beside their aims and return them."""
     config = OrchestratorConfig()
-    base = build_base_model(config.model_cache_dir or config.data_dir / "models" / "base")
+    base = build_base_model(config.base_model_cache)
     print("local inference in process, float32 on one CPU thread (small built-in model), greedy")
     with tempfile.TemporaryDirectory(prefix="bench-local-") as name:
         adapters = [_adapter(base, Path(name) / f"a{seed}", seed) for seed in range(2)]

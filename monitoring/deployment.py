@@ -62,8 +62,7 @@ class Deployment:
         self._references = self._configured | {name: rules_for(name) for name in hosted if name in self._configured}
         self._loaded: dict[str, dict[str, Policy]] = {}  # by agent and version: what serves, or answers in shadow
         self._faults: dict[str, dict[str, LoadFault]] = {}  # by agent and version: what could not be loaded
-        self._ill: dict[str, list[str]] = {}  # by agent, those of them for which the state is degraded
-        self._lost: dict[str, str] = {}  # by agent, the predecessor that was said to be lost
+        self._lost: dict[str, str] = {}  # by agent, the predecessor among them that degrades nothing
         self._unserved: dict[str, str | None] = {}  # by agent, the champion that the configuration keeps from serving
         self._said = "running"
 
@@ -73,9 +72,9 @@ class Deployment:
         The former serves from the agent's next decision on. Without a champion, the configured policy serves; where the
         champion cannot be loaded, the previous version does, or else the configured policy, and the state is degraded until
         an alignment finds that all can be loaded. A previous version that never can be, beside a champion that serves, is
-        no such case: it is said once, and the reference takes its place in the shadow. What is loaded already stays; a decision in hand is finished by the policy
-        that began it, which is unloaded once nobody asks it any more. A second alignment changes nothing, unless what could
-        not be loaded now can.
+        no such case: it is said once, and the reference takes its place in the shadow. What is loaded already stays; a
+        decision in hand is finished by the policy that began it, which is unloaded once nobody asks it any more. A second
+        alignment changes nothing, unless what could not be loaded now can.
         """
         configured = self._configured.get(agent_type)
         if configured is None:
@@ -162,42 +161,41 @@ class Deployment:
 
     def _report(self, agent_type: str, holders: Holders, serves: Policy) -> None:
         """Say which versions cannot be loaded, and what that leads to."""
-        faults = dict(self._faults[agent_type])
-        champion, previous = holders.get("champion"), holders.get("previous")
-        lost = None
-        if previous is not None and champion is not None and champion.model.version not in faults:
-            fault = faults.get(previous.model.version)
-            if fault is not None and fault.lasting:
-                lost = previous.model.version
-                del faults[lost]
-                self._note_lost(agent_type, lost, fault, serves)
-        if lost is None:
-            self._lost.pop(agent_type, None)
-        for fault in faults.values():
-            logger.error("%s", fault.reason)
-        self._ill[agent_type] = list(faults)
+        faults, champion = self._faults[agent_type], holders.get("champion")
+        self._note_lost(agent_type, holders, serves)
+        for version, fault in faults.items():
+            if version != self._lost.get(agent_type):
+                logger.error("%s", fault.reason)
         if champion is not None and champion.model.version in faults:
             logger.error(
                 "the %s agent's champion %s cannot be loaded: %s serves in its place",
                 agent_type, champion.model.version, serves.name,
             )  # fmt: skip
-        first = next((version for versions in self._ill.values() for version in versions), None)
+        ill = (v for agent, found in self._faults.items() for v in found if v != self._lost.get(agent))
+        first = next(ill, None)
         state = f"degraded: {first} cannot be loaded" if first else "running"
         if state != self._said:
             self._said = state
             self._on_state(state)
 
-    def _note_lost(self, agent_type: str, previous: str, fault: LoadFault, serves: Policy) -> None:
-        """Say once that a predecessor is lost: its champion serves on, measured by something else."""
-        if self._lost.get(agent_type) == previous:
+    def _note_lost(self, agent_type: str, holders: Holders, serves: Policy) -> None:
+        """Say once that a predecessor can never be loaded, while its champion serves on, measured by something else."""
+        faults, said = self._faults[agent_type], self._lost.pop(agent_type, None)
+        champion, previous = holders.get("champion"), holders.get("previous")
+        if champion is None or previous is None or champion.model.version in faults:
             return
-        self._lost[agent_type] = previous
-        logger.warning(
-            "the %s agent's previous version %s cannot be loaded (%s): %s is measured by %s from now on, and a rollback "
-            "would go to %s",
-            agent_type, previous, fault.reason, serves.name, self._references[agent_type].name,
-            self._configured[agent_type].name,
-        )  # fmt: skip
+        lost = previous.model.version
+        fault = faults.get(lost)
+        if fault is None or not fault.lasting:
+            return
+        self._lost[agent_type] = lost
+        if lost != said:
+            logger.warning(
+                "the %s agent's previous version %s cannot be loaded (%s): %s is measured by %s from now on, and a rollback "
+                "would go to %s",
+                agent_type, lost, fault.reason, serves.name, self._references[agent_type].name,
+                self._configured[agent_type].name,
+            )  # fmt: skip
 
 
 def open_local_models(

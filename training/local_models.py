@@ -130,9 +130,10 @@ class LocalModels:
         from agents.policies.local.server import LocalInferenceServer
 
         config, settings = self._config, self._config.local
-        cache = config.model_cache_dir or config.data_dir / "models" / "base"
         try:
-            folder, sha256 = resolve_base_model(config.learning.base_model, cache, progress=self._on_step)
+            folder, sha256 = resolve_base_model(
+                config.learning.base_model, config.base_model_cache, progress=self._on_step
+            )
             model = LocalModel(folder, settings.device, settings.dtype, settings.quantization, sha256)
         except (TrainingFailed, OSError) as error:
             raise ProviderError(f"no local model: {error}") from error

@@ -218,7 +218,7 @@ def _check_time(
 def _check_base(config: OrchestratorConfig, model: ModelVersion) -> list[str]:
     """Refuse a version of another base model than the configured one; return what could not be checked."""
     base = config.learning.base_model
-    configured = ConfiguredBase(base, config.model_cache_dir or config.data_dir / "models" / "base")
+    configured = ConfiguredBase(base, config.base_model_cache)
     if not configured.has_name_of(model):
         raise ConfigError(
             f"{model.version} lies on the base model {model.base_model!r}, and learning.base_model is {base!r}; "

@@ -182,7 +182,7 @@ class Trials:
             return None
         fault = self._serving.load_fault(agent_type, held.model.version)
         if fault is not None and fault.lasting:
-            return False, f"it cannot be loaded: {fault.reason}"
+            return False, _cause(fault)
         verdict = challenger_verdict(fold.trial, needed.shadow_decisions, needed.shadow_sessions)
         if verdict is None and (reason := too_silent(fold.silent, _cause(fault))) is not None:
             return False, reason

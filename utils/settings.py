@@ -227,6 +227,11 @@ class OrchestratorConfig(BaseModel):
         return self
 
     @property
+    def base_model_cache(self) -> Path:
+        """Where the small base model lies once it is built."""
+        return self.model_cache_dir or self.data_dir / "models" / "base"
+
+    @property
     def uses_embedded_database(self) -> bool:
         """Whether the database is ours to start: neither DB_HOST nor DATABASE_URL names one."""
         return self.db_host is None and self.database_url is None

@@ -35,7 +35,9 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
         library: ExperienceLibraryPostgres | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(config or _configured(), library, **options)
+        super().__init__(
+            config or RLPipelineConfig.from_settings(OrchestratorConfig(), "strategist"), library, **options
+        )
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         matured = self._library.get_matured_trajectories(self.config.agent_type, as_of=train_end)
@@ -71,10 +73,6 @@ class AutomatedRLPipeline(TrainingPipeline[RLPipelineConfig]):
 
     def _command(self, job_path: Path) -> list[str]:
         return rl_command(job_path, self.config.accelerate_config)
-
-
-def _configured() -> RLPipelineConfig:
-    return RLPipelineConfig.from_settings(OrchestratorConfig(), "strategist", derived_ids=False)
 
 
 def run_automated_rl_pipeline(market_regime: str | None = None, force_retrain: bool = False) -> dict[str, Any]:

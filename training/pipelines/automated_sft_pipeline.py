@@ -44,7 +44,9 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
         library: ExperienceLibraryPostgres | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(config or _configured("technical"), library, **options)
+        super().__init__(
+            config or SFTPipelineConfig.from_settings(OrchestratorConfig(), "technical"), library, **options
+        )
 
     def _dataset(self, train_end: datetime, market_regime: str | None) -> SavedDataset:
         synthesis = DataSynthesisModule(
@@ -78,10 +80,6 @@ class AutomatedSFTPipeline(TrainingPipeline[SFTPipelineConfig]):
         return sft_command(job_path, self.config.accelerate_config)
 
 
-def _configured(agent_type: str) -> SFTPipelineConfig:
-    return SFTPipelineConfig.from_settings(OrchestratorConfig(), agent_type, derived_ids=False)
-
-
 def run_automated_sft_pipeline(
     agent_type: str, market_regime: str | None = None, force_retrain: bool = False
 ) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def run_automated_sft_pipeline(
 
     For people and schedulers: what ``python -m training.sft`` does, without a terminal.
     """
-    pipeline = AutomatedSFTPipeline(_configured(agent_type))
+    pipeline = AutomatedSFTPipeline(SFTPipelineConfig.from_settings(OrchestratorConfig(), agent_type))
     try:
         return pipeline.run_pipeline(market_regime, force_retrain)
     finally:

@@ -108,9 +108,9 @@ def _pipeline(
 ) -> TrainingPipeline[Any]:
     chosen = {"hyper_parameters": options.hyper_parameters} if options.hyper_parameters else {}
     if kind == "sft":
-        tuning = SFTPipelineConfig.from_settings(settings, options.agent, derived_ids=False)
+        tuning = SFTPipelineConfig.from_settings(settings, options.agent)
         return AutomatedSFTPipeline(dataclasses.replace(tuning, **chosen), library, clock=clock)
-    reinforcing = RLPipelineConfig.from_settings(settings, options.agent, derived_ids=False)
+    reinforcing = RLPipelineConfig.from_settings(settings, options.agent)
     return AutomatedRLPipeline(dataclasses.replace(reinforcing, **chosen), library, clock=clock)
 
 

@@ -35,6 +35,16 @@ RECENT_TRAININGS = 5
 TEND_EVERY_S = 60.0
 """Within which a version moves after the evidence, live, while no instant comes."""
 
+_CONFIGURED = {
+    "check_interval_hours": "learning_check_interval_hours",
+    "sft_min_new_trajectories": "sft_min_trajectories",
+    "sft_retrain_interval_hours": "sft_retrain_interval_hours",
+    "rl_min_new_trajectories": "rl_min_trajectories",
+    "rl_retrain_interval_hours": "rl_retrain_interval_hours",
+    "data_dir": "data_dir",
+}
+"""What a field of `OnlineLearningConfig` is called in the daemon's configuration."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnlineLearningConfig:
@@ -56,27 +66,14 @@ class OnlineLearningConfig:
     @classmethod
     def from_settings(cls, settings: OrchestratorConfig) -> OnlineLearningConfig:
         """Return the triggers of the daemon's configuration; its database is named by the configuration itself."""
-        return cls(
-            check_interval_hours=settings.learning_check_interval_hours,
-            sft_min_new_trajectories=settings.sft_min_trajectories,
-            sft_retrain_interval_hours=settings.sft_retrain_interval_hours,
-            rl_min_new_trajectories=settings.rl_min_trajectories,
-            rl_retrain_interval_hours=settings.rl_retrain_interval_hours,
-            data_dir=settings.data_dir,
-        )
+        return cls(**{ours: getattr(settings, configured) for ours, configured in _CONFIGURED.items()})
 
     def settings(self) -> OrchestratorConfig:
         """Return the configuration in which these triggers and this database take the place of the configured ones."""
-        host = ("db_host", "db_port", "db_name", "db_user", "db_password") if self.db_host else ()
-        return OrchestratorConfig(
-            data_dir=self.data_dir,
-            learning_check_interval_hours=self.check_interval_hours,
-            sft_min_trajectories=self.sft_min_new_trajectories,
-            sft_retrain_interval_hours=self.sft_retrain_interval_hours,
-            rl_min_trajectories=self.rl_min_new_trajectories,
-            rl_retrain_interval_hours=self.rl_retrain_interval_hours,
-            **{name: getattr(self, name) for name in host},
-        )
+        given = {configured: getattr(self, ours) for ours, configured in _CONFIGURED.items()}
+        if self.db_host:
+            given |= {name: getattr(self, name) for name in ("db_host", "db_port", "db_name", "db_user", "db_password")}
+        return OrchestratorConfig(**given)
 
 
 class OnlineLearningLoop:
@@ -315,13 +312,13 @@ def start_online_learning_loop(config: OnlineLearningConfig | None = None) -> On
         Triggers and database; by default the configured ones. All else is as configured in any case, and the run the newest
         live one that is not finished, else the newest.
     """
-    settings = OrchestratorConfig() if config is None else config.settings()
+    config = config or OnlineLearningConfig.from_settings(OrchestratorConfig())
+    settings = config.settings()
     check_hyper_parameters(settings)
     library = open_library(settings)
     clock = chosen_run.enter(library)
     trials = Trials(library, settings, NothingServed())
     pipelines = _pipelines(settings, library, clock)
-    config = config or OnlineLearningConfig.from_settings(settings)
     loop = OnlineLearningLoop(config, library, pipelines, clock, trials=trials, owns_library=True)
     loop.start()
     return loop

@@ -137,19 +137,21 @@ class TrainingPipeline(ABC, Generic[C]):
             force=force,
         )
         ready = preconditions.check(ready, self.config, spent, at)
-        if (
-            not ready.ready
-            or ready.resumes is not None
-            or ready.split is None
-            or self._registry.holder(agent_type, "champion")
-        ):
+        lacking = self._incomparable(ready, at)
+        if lacking is None:
             return ready
-        lacking = why_incomparable(
-            self._library, agent_type, self._held_out(ready.split, at), self.config.gate_sessions,
-            self.config.holdout_decisions,
-        )  # fmt: skip
-        return (
-            ready if lacking is None else dataclasses.replace(ready, ready=False, detail=f"{ready.detail}; {lacking}")
+        return dataclasses.replace(ready, ready=False, detail=f"{ready.detail}; {lacking}")
+
+    def _incomparable(self, ready: Readiness, at: datetime) -> str | None:
+        """Return why the gate would have nothing to compare a candidate with; None where no new training would begin."""
+        if not ready.ready or ready.resumes is not None or ready.split is None:
+            return None
+        config = self.config
+        if self._registry.holder(config.agent_type, "champion") is not None:
+            return None
+        held_out = self._held_out(ready.split, at)
+        return why_incomparable(
+            self._library, config.agent_type, held_out, config.gate_sessions, config.holdout_decisions
         )
 
     def _held_out(self, split: Split, at: datetime) -> list[Trajectory]:
@@ -187,7 +189,7 @@ class TrainingPipeline(ABC, Generic[C]):
         except TrainingBlocked as error:  # nobody may begin here, so nothing is recorded
             skipped = f"blocked: {error}"
             logger.error("training of the %s agent (%s) is %s", self.config.agent_type, self.kind, skipped)
-        return {"run_id": None, "steps": [], "success": False, "duration": 0.0, "skipped": skipped}
+        return _skipped(skipped)
 
     def _run(self, market_regime: str | None, force_retrain: bool, at: datetime) -> dict[str, Any]:
         ready = self.readiness(at, force=force_retrain)
@@ -202,8 +204,7 @@ class TrainingPipeline(ABC, Generic[C]):
                     "gives: %s", self.config.agent_type, self.kind, ready.blocked,
                 )  # fmt: skip
             self._said_blocked = ready.blocked is not None
-            run_id = str(identity) if recorded else None
-            return {"run_id": run_id, "steps": [], "success": False, "duration": 0.0, "skipped": ready.detail}
+            return _skipped(ready.detail, identity if recorded else None)
         started = time.monotonic()
         steps: list[str] = []
         ending: dict[str, Any]
@@ -415,3 +416,9 @@ class TrainingPipeline(ABC, Generic[C]):
             training_runs.record_failure(
                 cursor, identity, self._library.run_id, agent_type, self.kind, at, error[:2000], state
             )
+
+
+def _skipped(why: str, recorded: uuid.UUID | None = None) -> dict[str, Any]:
+    """Return what `run_pipeline` does where no training begins; a blocked one may be recorded."""
+    run_id = str(recorded) if recorded else None
+    return {"run_id": run_id, "steps": [], "success": False, "duration": 0.0, "skipped": why}

@@ -105,7 +105,9 @@ class SFTPipelineConfig(PipelineConfig):
         return tally.successes
 
     @classmethod
-    def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> SFTPipelineConfig:
+    def from_settings(
+        cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool = False
+    ) -> SFTPipelineConfig:
         """Return the pipeline's part of the daemon's configuration."""
         return cls(
             min_new_trajectories=config.sft_min_trajectories,
@@ -132,7 +134,9 @@ class RLPipelineConfig(PipelineConfig):
         return tally.decisions
 
     @classmethod
-    def from_settings(cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool) -> RLPipelineConfig:
+    def from_settings(
+        cls, config: OrchestratorConfig, agent_type: str, *, derived_ids: bool = False
+    ) -> RLPipelineConfig:
         """Return the pipeline's part of the daemon's configuration."""
         return cls(
             min_new_trajectories=config.rl_min_trajectories,
@@ -146,7 +150,7 @@ def _shared(config: OrchestratorConfig, agent_type: str, derived_ids: bool) -> d
     return {
         "agent_type": agent_type,
         "data_dir": config.data_dir,
-        "cache_dir": config.model_cache_dir or config.data_dir / "models" / "base",
+        "cache_dir": config.base_model_cache,
         "base_model": config.learning.base_model,
         "holdout_sessions": config.learning.holdout_sessions,
         "holdout_decisions": config.learning.holdout_decisions,
